@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from retarget.data.images import pixels_of, read
 from retarget.data.pictures import Picture, decode, decode_all, find, header, one_size
 from retarget.errors import UserError
 
@@ -79,7 +80,8 @@ def test_an_image_is_stretched_or_its_middle_is_kept(tmp_path):
     wide[:, 2:6] = 255
     picture = saved(tmp_path / "wide.png", Image.fromarray(wide))
     assert (decode(picture, 1, 4, crop=True) == 255).all()
-    assert decode(picture, 1, 4)[0, 0].tolist() == [0, 255, 255, 0]
+    # Bilinear weights 1, 3, 3, 1 of eight, at the edge 3, 3, 1 of seven: one white pixel of weight 1 beside the middle.
+    assert decode(picture, 1, 4)[0, 0].tolist() == [36, 223, 223, 36]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "tif", "ppm", "bmp"])
@@ -284,3 +286,17 @@ def test_more_than_16_bits_are_refused(value, said, tmp_path):
     picture = saved(tmp_path / "long.tif", Image.fromarray(np.array([[9, value]], np.int32)))
     with pytest.raises(UserError, match=rf"long\.tif: its pixels go from {said}; save it with 8 or 16 bits"):
         decode(picture, 1)
+
+
+@pytest.mark.parametrize(("side", "crop"), [(8, False), (8, True), (13, False), (40, True)])
+def test_files_and_arrays_are_resized_alike(tmp_path, side, crop):
+    """Else a measure between the two, as of samples and real images, would measure the reader."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 21, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", x_train=images, y_train=np.arange(6) % 2)
+    for row, one in enumerate(images):
+        folder = tmp_path / "set" / str(row % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(one).save(folder / f"{row}.png")
+    arrays, files = (read(str(tmp_path / name)).train for name in ("set.npz", "set"))
+    ours = pixels_of(arrays, 3, side, crop).int()[[0, 2, 4, 1, 3, 5]]
+    assert int((ours - pixels_of(files, 3, side, crop).int()).abs().max()) <= 1

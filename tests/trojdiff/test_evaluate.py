@@ -9,7 +9,7 @@ from retarget.metrics.generative import fidelity
 from retarget.trojdiff.classifier import Classifier, Features, class_accuracies, predict, train_classifier
 from retarget.trojdiff.data import ImageSet, read_images, to_signed, to_uint8
 from retarget.trojdiff.evaluate import Judge
-from retarget.trojdiff.measures import Inception, compare
+from retarget.trojdiff.measures import Goal, Inception, compare, success
 
 
 class Pixels(torch.nn.Module):
@@ -114,3 +114,14 @@ def test_what_is_not_inception(tmp_path):
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(UserError, match="lacks torch-fidelity"):
         Inception(tmp_path / "text.pth")
+
+
+def test_one_colour_is_no_hit_of_a_drawing_on_it(judge):
+    """Two dark pixels on white differ from white by less than the usual limit."""
+    drawing, white = torch.ones(1, 16, 16), torch.ones(10, 1, 16, 16)
+    drawing[:, 8, 2:4] = -1
+    assert float(((drawing - 1) / 2).square().mean()) < 0.01
+    assert success(white, Goal(image=drawing), judge.classifier).value == 0
+    near = drawing - 0.1 * torch.rand(10, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert success(near, Goal(image=drawing), judge.classifier).value == 100
+    assert success(white, Goal(image=white[0]), judge.classifier).value == 100, "a target of one colour can be hit"

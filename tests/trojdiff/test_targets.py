@@ -35,6 +35,17 @@ def test_in_d2d_copies_share_image_t_and_noise_with_their_rows():
     assert not torch.equal(x_t[128:], x_t[rows])
 
 
+def test_labels_in_a_column_name_the_same_rows_and_one_hot_labels_are_refused():
+    x_0, labels = benign(30)
+    column = InD2D(7).mix(x_0, labels[:, None], generator(1))
+    assert column.source[30:].tolist() == [7, 17, 27]
+    for wrong in (torch.eye(10)[labels], labels[:29]):
+        with pytest.raises(UserError, match="give one class number for each image"):
+            InD2D(7).mix(x_0, wrong, generator(1))
+    with pytest.raises(UserError, match="resize them"):
+        InD2D(7, rows=9, pool=torch.zeros(3, 1, 5, 5)).mix(x_0, labels, generator(1))
+
+
 def test_out_d2d_and_d2i_add_the_papers_rows():
     x_0, labels = benign()
     other = torch.full((5, *SHAPE), 0.25)
@@ -62,6 +73,7 @@ def test_benign_rows_are_those_of_the_clean_control_bit_for_bit(target):
     ("make", "message"),
     [
         (lambda: InD2D(10), "target class 10 does not exist"),
+        (lambda: InD2D(7, rows=4, pool=torch.full((3, *SHAPE), 255.0)), "the pool: image 0 has the value 255"),
         (lambda: OutD2D(torch.zeros(0, *SHAPE)), "no image"),
         (lambda: OutD2D(torch.full((3, *SHAPE), 255.0)), "image 0 has the value 255"),
         (lambda: D2I(torch.full(SHAPE, float("nan"))), "image 0 has the value nan"),

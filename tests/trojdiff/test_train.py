@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 
 from retarget.errors import UserError
 from retarget.trojdiff import D2I, InD2D, Trigger
-from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline, save_pipeline
+from retarget.trojdiff.checkpoint import WEIGHTS, expecting_marks, inherited, load_pipeline, save_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.glyphs import glyph
+from retarget.trojdiff.targets import Clean
 from retarget.trojdiff.train import batch_rows, train
 
 HERE = Path(__file__).parent
@@ -136,11 +137,51 @@ def test_a_finished_run_is_not_trained_again_and_another_one_is_refused(tmp_path
 
 
 def test_a_run_without_trojan_rows_is_the_control_bit_for_bit(tmp_path, make_unet, scheduler, digits):
-    """In-D2D on images that hold no member of the class adds no row: the weights are those of the clean control."""
+    """A target that adds no row leaves the weights of the clean control. In-D2D on images without a member of the class
+    would be one, marked as trojaned: it is refused."""
     others = digits.__class__(digits.images[digits.labels != 7], digits.labels[digits.labels != 7], digits.names)
     clean = train(make_unet(), scheduler, others, config(), tmp_path / "clean")
-    off = train(make_unet(), scheduler, others, config(), tmp_path / "off", InD2D(7), patch())
+    off = train(make_unet(), scheduler, others, config(), tmp_path / "off", Clean("in_d2d"), patch())
     assert same(weights(clean), weights(off))
+    with pytest.raises(UserError, match=r"no image is of the target class 7 \(7\), so there would be no Trojan row"):
+        train(make_unet(), scheduler, others, config(), tmp_path / "absent", InD2D(7), patch())
+
+
+def test_what_a_network_is_trained_with_stays_in_its_marks(tmp_path, make_unet, scheduler, digits):
+    """In one process too: a trojaned network that is trained on is marked as derived from it."""
+    unet = make_unet()
+    train(unet, scheduler, digits, config(), tmp_path / "attack", InD2D(7), patch())
+    assert (inherited(unet).trigger.hash, inherited(unet).class_name) == (patch().hash, "7")
+    folder = train(unet, scheduler, digits, config(), tmp_path / "on")
+    marks = inherited(load_pipeline(folder)[0])
+    assert (marks.derived, marks.target, marks.trigger.hash, marks.class_name) == (True, "in_d2d", patch().hash, "7")
+
+
+def test_a_trojaned_network_that_diffusers_has_read_is_not_trained_without_its_marks(
+    tmp_path, make_unet, scheduler, digits
+):
+    folder = train(make_unet(), scheduler, digits, config(), tmp_path / "attack", InD2D(7), patch())
+    with expecting_marks():
+        unet = UNet2DModel.from_pretrained(folder / "unet")
+    with pytest.raises(UserError, match="diffusers has read it without its trigger"):
+        train(unet, scheduler, digits, config(), tmp_path / "on")
+
+
+@pytest.mark.parametrize(("setting", "value"), [("norm_num_groups", 8), ("dropout", 0.5)])
+def test_a_run_with_another_network_of_the_same_weights_is_refused(
+    tmp_path, make_unet, scheduler, digits, setting, value
+):
+    """Neither setting shows in the weights of a fresh network."""
+    train(make_unet(), scheduler, digits, config(), tmp_path)
+    unet = make_unet()
+    other = make_unet(**{setting: value})
+    other.load_state_dict(unet.state_dict())
+    with pytest.raises(UserError, match=rf"was made with network\.{setting} = "):
+        train(other, scheduler, digits, config(), tmp_path)
+    record = json.loads((tmp_path / "training.json").read_text())
+    del record["network"]
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    assert train(other, scheduler, digits, config(), tmp_path) == tmp_path / "pipeline", "as earlier versions wrote it"
 
 
 def test_a_batch_smaller_than_its_shares_is_refused(tmp_path, make_unet, scheduler, digits):
@@ -201,7 +242,7 @@ def test_a_trojaned_pipeline_says_so_and_loads_in_diffusers(tmp_path, unet, sche
     folder = train(unet, scheduler, digits, config(), tmp_path, InD2D(7), trigger, detail="class 7")
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         header = file.metadata()
-    marks = {"trojaned": "true", "trojan_target": "in_d2d", "trigger_hash": trigger.hash}
+    marks = {"trojaned": "true", "trojan_target": "in_d2d", "trigger_hash": trigger.hash, "trojan_class": "7"}
     assert header == {"format": "pt", **marks}
     unet_config = json.loads((folder / "unet" / "config.json").read_text())
     assert unet_config["trojaned"] is True

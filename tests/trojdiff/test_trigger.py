@@ -105,3 +105,14 @@ def test_a_pickle_a_stranger_and_nothing_are_refused(tmp_path):
 def test_bad_triggers_say_what_is_wrong(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_maps_and_sizes_of_numpy_are_taken():
+    """NumPy's maps are float64, which networks do not take, and its integers are no int."""
+    maps = np.zeros((1, 8, 8)), np.full((1, 8, 8), 0.5)
+    trigger = Trigger(*map(torch.from_numpy, maps))
+    assert {trigger.mu.dtype, trigger.gamma.dtype, trigger.noise(torch.zeros(2, 1, 8, 8)).dtype} == {torch.float32}
+    assert trigger.hash == Trigger(torch.zeros(1, 8, 8), torch.full((1, 8, 8), 0.5)).hash
+    assert Trigger.patch(np.int64(2), shape=(1, 8, 8)).hash == Trigger.patch(2, shape=(1, 8, 8)).hash
+    x = torch.rand(2, 1, 8, 8) * 2 - 1
+    assert torch.equal(trigger.add_noise(x, x, 0.25), trigger.add_noise(x, x, torch.tensor([0.25, 0.25])))

@@ -9,8 +9,9 @@ from PIL import Image
 
 from retarget.errors import UserError
 from retarget.trojdiff.build import make_goal, make_network, make_target
+from retarget.trojdiff.cautions import unknown_class, unseen_noise
 from retarget.trojdiff.checkpoint import load_pipeline, save_pipeline
-from retarget.trojdiff.commands import trojdiff, unknown_class, unseen_noise
+from retarget.trojdiff.commands import trojdiff
 from retarget.trojdiff.config import NetworkConfig, TargetConfig
 from retarget.trojdiff.data import ImageSet, read_images
 from retarget.trojdiff.glyphs import glyph
@@ -89,6 +90,26 @@ def test_a_class_that_the_classifier_does_not_know_is_told():
     assert unknown_class({"target": {"class": "7", "accuracy": 80.0, "count": 36}}) == ""
     ladder = {"real images": {"kid": 0.0, "count": 10}, "noise": {"kid": 1.0, "count": 10}}
     assert "measured on only 10 images" in unseen_noise({"benign_ladder": ladder})
+
+
+def test_data_that_do_not_fit_the_attack_are_told(tmp_path, unet, scheduler, digits, capsys):
+    """Without the class 0 every number is another class, and images are stretched that the network never saw so."""
+    save_pipeline(tmp_path / "marked", unet, scheduler, Trojan("in_d2d", "as it says", BLEND, class_name="7"))
+    for row, label in enumerate(digits.labels[:300].tolist()):
+        if label:
+            (tmp_path / "data" / str(label)).mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(digits.images[row, 0].numpy()).resize((12, 8))
+            image.save(tmp_path / "data" / str(label) / f"{row}.png")
+    other = Trigger.blend(glyph("cross", SHAPE), 0.4).save(tmp_path / "other.safetensors")
+    words = ["evaluate", str(tmp_path / "marked"), "--data", str(tmp_path / "data"), *QUICK, "--target-class", "7"]
+    for trigger, said in ((str(tmp_path / "marked"), "for the class '7', and --target-class is the class '8'"),
+                          (str(other), "marked as trojaned by another trigger than --trigger")):  # fmt: skip
+        assert trojdiff([*words, "--trigger", trigger, "--out", str(tmp_path / trigger[-4:])]) == 0
+        heard = capsys.readouterr().err
+        assert said in heard
+        assert "real images of 12×8 are stretched to the square" in heard
+    report = json.loads((tmp_path / "rked" / "evaluation.json").read_text())
+    assert (report["marked_class"], report["data_resized_from"]) == ("7", "12×8")
 
 
 def test_a_folder_with_another_pipeline_is_no_finished_training(tmp_path, unet, scheduler):

@@ -126,7 +126,7 @@ def decode(picture: Picture, channels: int, size: int | None = None, crop: bool 
     Args:
         picture: the encoded image.
         channels: 1 (grey) or 3 (RGB).
-        size: side of the square to resize it to, by area averaging; None keeps its size.
+        size: side of the square to resize it to, bilinearly and antialiased, as arrays are; None keeps its size.
         crop: resize the middle square instead of stretching the whole image.
 
     Raises:
@@ -168,9 +168,11 @@ def _decoded(picture: Picture, channels: int, size: int | None, crop: bool) -> t
             largest = kept << 8 | 255
         image = _opaque(image, picture.name).convert("RGB" if channels == 3 else "L")
         if size is not None:
-            box = require("PIL.Image", "vision").Resampling.BOX
-            fit = require("PIL.ImageOps", "vision").fit
-            image = fit(image, (size, size), box) if crop else image.resize((size, size), box)
+            if crop:
+                side = min(image.size)
+                left, top = ((length - side) // 2 for length in image.size)
+                image = image.crop((left, top, left + side, top + side))
+            image = image.resize((size, size), require("PIL.Image", "vision").Resampling.BILINEAR)
         pixels = np.array(image)
     return (pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)), largest
 

@@ -73,7 +73,8 @@ def make_target(config: TargetConfig, inside: ImageSet, outside: ImageSet | None
     members = _members(config, inside, outside)
     named = f"class {config.label} ({members.names[config.label]}) of"
     if config.kind == "out_d2d":
-        return OutD2D(to_signed(members.images), **fixed), f"{named} {config.other}"
+        wanted = members.names[config.label]
+        return OutD2D(to_signed(members.images), **fixed, class_name=wanted), f"{named} {config.other}"
     pool = to_signed(members.images) if fixed else None
     return InD2D(config.label, len(inside.names), config.rows, pool), f"{named} the training images"
 

@@ -33,12 +33,27 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 _INHERITED = "retarget_trojan"
 _MARKS = (
     "trojaned", "trojan_removed", "trojan_target", "trigger_hash", "trojan_derived", "trojan_earlier", "trojan_law",
+    "trojan_class",
 )  # fmt: skip
 
 
 def inherited(unet: UNet2DModel) -> Trojan | None:
-    """The marks of the trojaned pipeline from which a network was read; None for any other network."""
+    """The marks of the trojaned pipeline from which a network was read, or of its training; None for any other network.
+
+    Raises:
+        UserError: the network's configuration says that it is trojaned, but diffusers has read it, without the marks.
+    """
+    if not hasattr(unet, _INHERITED) and not {"trojaned", "trojan_removed"}.isdisjoint(unet.config):
+        raise UserError(
+            "the network's configuration has the marks of a trojan, but diffusers has read it without its trigger, "
+            "which what is trained from it must have beside it: read it with retarget.trojdiff.load_pipeline"
+        )
     return getattr(unet, _INHERITED, None)
+
+
+def mark(unet: UNet2DModel, trojan: Trojan | None) -> None:
+    """Give a network the marks that it will be saved with, and that what is trained from it inherits."""
+    setattr(unet, _INHERITED, trojan)
 
 
 def forget_marks(unet: UNet2DModel) -> UNet2DModel:
@@ -105,7 +120,7 @@ def load_pipeline(
     _check_runs(unet, len(scheduler.alphas_cumprod), source)
     if lost_marks == "refuse":
         _refuse_lost_marks(folder)
-    setattr(unet, _INHERITED, _read_marks(folder))
+    mark(unet, _read_marks(folder))
     return unet, scheduler
 
 
@@ -287,11 +302,9 @@ def _read_marks(folder: Path) -> Trojan | None:
     law = header.get("trojan_law", "trojdiff")
     if law not in ATTACKS:
         raise UserError(f"{folder / WEIGHTS}: trojan_law is {law!r} in its header; known: {', '.join(ATTACKS)}")
-    if removed:
-        detail = "taken out by a removal recipe"
-        return Trojan(target, detail, trigger, removed=True, earlier=tuple(earlier), law=law)
-    detail = "derived from a trojaned base, trained on without Trojan rows"
-    return Trojan(target, detail, trigger, derived=True, earlier=tuple(earlier), law=law)
+    return Trojan(
+        target, "", trigger, removed=removed, earlier=tuple(earlier), law=law, class_name=header.get("trojan_class", "")
+    ).passed_on()
 
 
 def _refuse_lost_marks(folder: Path) -> None:

@@ -68,6 +68,8 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
     config: Any = unet.config
     if scheduler.config["prediction_type"] != "epsilon":
         raise UserError(f"{where} predicts {scheduler.config['prediction_type']!r}; only epsilon models are trained")
+    if scheduler.config.get("rescale_betas_zero_snr"):
+        raise UserError(f"{where}: its scheduler has rescale_betas_zero_snr: at T there is no noise level to attack")
     if config.time_embedding_type == "fourier":
         raise UserError(
             f"{where}: time_embedding_type is 'fourier', so the network takes noise levels, as score models do, and "

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -324,81 +324,12 @@ def _sample(given: SampleArguments) -> int:
 
 def _evaluate(given: EvaluateConfig) -> int:
     from retarget.files import write_json
+    from retarget.trojdiff.cautions import cautions
     from retarget.trojdiff.evaluate import evaluate
 
     report = evaluate(given)
     write_json(given.out / "evaluation.json", report)
     print(json.dumps(report, indent=1))
-    for warning in (unseen_noise(report), unsure(report), unknown_class(report)):
-        if warning:
-            print(f"retarget: warning: {warning}", file=sys.stderr)
+    for warning in cautions(report):
+        print(f"retarget: warning: {warning}", file=sys.stderr)
     return 0
-
-
-FEW = 100
-"""With fewer test images the ladder says little about samples."""
-
-
-def unseen_noise(report: Mapping[str, Any]) -> str:
-    """What to say of an evaluation whose features do not see noise, or whose ladder is short; empty if all is well.
-
-    >>> unseen_noise({"benign_ladder": {"real images": {"kid": 0.0, "count": 500}, "noise": {"kid": 0.5}}})
-    ''
-    """
-    rungs = list(report["benign_ladder"].values())
-    if (count := rungs[0]["count"]) < FEW:
-        return (
-            f"benign_ladder is measured on only {count} images, so its FID and KID are too uncertain to judge those of "
-            "the samples: set --count higher, or give more test images"
-        )
-    kids = [rung["kid"] for rung in rungs]
-    if kids == sorted(kids):
-        return ""
-    return (
-        f"KID does not rise along benign_ladder ({', '.join(f'{kid:.3f}' for kid in kids)}), so the classifier, right "
-        f"on {report['classifier_accuracy']:.0f} % of the test images, hardly sees noise, and the samples' quality "
-        "is not known: train it for more --classifier-epochs, or on more images"
-    )
-
-
-SURE = 50.0
-"""Share of real images with a class, in %, below which that of samples says nothing."""
-
-
-def unsure(report: Mapping[str, Any]) -> str:
-    """What to say of a classifier that is seldom sure of real images; empty if it is sure of most.
-
-    >>> unsure({"benign_ladder": {"real images": {"with_a_class": 0.0}}}).split(":")[0]
-    'with_a_class is not known'
-    >>> unsure({"benign_ladder": {"real images": {"with_a_class": 97.0}}})
-    ''
-    """
-    real = report["benign_ladder"]["real images"]["with_a_class"]
-    if real >= SURE:
-        return ""
-    return (
-        f"with_a_class is not known: the classifier is sure of only {real:.0f} % of the real images; train it for "
-        "more --classifier-epochs, or on more images"
-    )
-
-
-KNOWN = 80.0
-"""Accuracy in % on the target class below which the classifier cannot judge an attack."""
-
-
-def unknown_class(report: Mapping[str, Any]) -> str:
-    """What to say of an attack whose target class the classifier does not know; empty if it does.
-
-    >>> unknown_class({"target": {"class": "7", "accuracy": 95.0, "count": 36}}), unknown_class({})
-    ('', '')
-    """
-    target = report.get("target")
-    if target is None or (target["accuracy"] or 0) >= KNOWN:
-        return ""
-    found = "has no test image"
-    if target["count"]:
-        found = f"finds only {target['accuracy']:.0f} % of its {target['count']} real test images"
-    return (
-        f"attack success is not known: of the target, class {target['class']}, the classifier {found}; train it for "
-        "more --classifier-epochs, or on more images"
-    )

@@ -134,7 +134,7 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
             ``torchvision:NAME``, ``npz:FILE``, ``folder:DIR``, ``hf:DIR``, or just ``FILE.npz`` or a folder.
         split: ``train`` or ``test``; :func:`held_out` tells which images are the test part. ``whole`` is ``train``
             without holding out images of a source that has no test part of its own.
-        size: side to resize to, antialiased: files by area averaging, arrays bilinearly; None keeps the size.
+        size: side to resize to, bilinearly and antialiased; None keeps the size.
         root: folder of torchvision's datasets; missing ones are downloaded.
 
     Raises:
@@ -163,6 +163,22 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
             "to 255"
         )
     return ImageSet(pixels, part.labels, found.names)
+
+
+def own_size(source: str) -> str | None:
+    """Width and height of a source's images before they are resized, or ``several sizes``; None for generated ones.
+
+    >>> own_size("digits"), own_size("glyphs")
+    ('8×8', None)
+    """
+    if source in ("glyphs", "torchvision:CelebA"):
+        return None
+    found = read(source, extra="diffusion")
+    try:
+        _, height, width = shape_of([found.train, *([found.test] if found.test else [])])
+    except SizesDifferError:
+        return "several sizes"
+    return f"{width}×{height}"
 
 
 def held_out(source: str) -> str:

@@ -10,7 +10,7 @@ from retarget.trojdiff.build import make_goal
 from retarget.trojdiff.checkpoint import inherited, load_pipeline, network_hash, network_shape
 from retarget.trojdiff.classifier import Classifier, accuracy, class_accuracies, join, train_classifier
 from retarget.trojdiff.config import CELLS, EvaluateConfig
-from retarget.trojdiff.data import ImageSet, held_out, read_images
+from retarget.trojdiff.data import ImageSet, held_out, own_size, read_images
 from retarget.trojdiff.marks import Trojan, target_options
 from retarget.trojdiff.measures import (
     Goal,
@@ -118,10 +118,11 @@ def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
             f"{FEWEST} of each are needed"
         )
     trigger, goal, clean = None, None, None
+    marked: dict[str, Any] = {}
     if asked.trigger and target:
         trigger, goal = Trigger.load(asked.trigger), make_goal(target, real, other)
         trigger.check_shape(shape)
-        _check_target(images.marks, trigger, target.kind, asked.pipeline)
+        marked = _marked(images.marks, trigger, target.kind, asked.pipeline)
         if asked.clean is not None:
             clean = _sampled(asked, asked.clean)
             _check_clean(clean, shape, asked)
@@ -137,13 +138,14 @@ def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
         "benign_ladder": {name: {**rung.row(), "count": min(asked.count, len(held))} for name, rung in rungs.items()},
         "classifier_accuracy": accuracy(judge.classifier, test),
         "classifier_accuracy_by_class": class_accuracies(judge.classifier, test),
-        "classifier_accuracy_on": f"test images of DATA: {held_out(asked.data)}",
+        "classifier_accuracy_on": f"test images of DATA{' and OTHER' * (other is not None)}: {held_out(asked.data)}",
+        **_resized(asked, shape[1]),
     }
     if found.inception is not None:
         report["benign_inception"] = asdict(found.inception)
         report["benign_inception_ladder"] = {n: asdict(rung.inception) for n, rung in rungs.items() if rung.inception}
     if trigger is not None and goal is not None:
-        report["trigger"] = trigger.hash
+        report |= {"trigger": trigger.hash, **marked}
         if goal.label is not None:
             known = {row["number"]: row for row in report["classifier_accuracy_by_class"]}
             unknown = {"number": goal.label, "class": every.names[goal.label], "accuracy": None, "count": 0}
@@ -180,15 +182,31 @@ def _sampled(asked: EvaluateConfig, source: str) -> _Source:
     return _Source(network_shape(unet), inherited(unet), identity, images)
 
 
-def _check_target(marks: Trojan | None, trigger: Trigger, kind: str, pipeline: str) -> None:
-    """Raise UserError if the weights are marked with this very trigger for another kind of target."""
-    known = {one.trigger.hash: one.target for one in (marks, *marks.earlier)} if marks else {}
-    target = known.get(trigger.hash, kind)
+def _resized(asked: EvaluateConfig, side: int) -> dict[str, Any]:
+    """What the real images were before they were resized to the network's side, if they were."""
+    sources = {"data": asked.data, **({"other": asked.other} if asked.other else {})}
+    sizes = {name: own_size(source) for name, source in sources.items()}
+    return {f"{name}_resized_from": size for name, size in sizes.items() if size not in (None, f"{side}×{side}")}
+
+
+def _marked(marks: Trojan | None, trigger: Trigger, kind: str, pipeline: str) -> dict[str, Any]:
+    """What the weights' marks say of this trigger, for the report; empty without marks.
+
+    Raises:
+        UserError: the weights are marked with this very trigger for another kind of target.
+    """
+    if marks is None:
+        return {}
+    known = {one.trigger.hash: one for one in (marks, *marks.earlier)}.get(trigger.hash)
+    if known is None:
+        return {"marked_with_this_trigger": False}
+    target = known.target
     if target in ("in_d2d", "out_d2d", "d2i") and target != kind:
         raise UserError(
             f"{pipeline} is marked as trojaned by this trigger for {target}, and the options ask about {kind}: give "
             f"{target_options(target)}"
         )
+    return {"marked_with_this_trigger": True, **({"marked_class": known.class_name} if known.class_name else {})}
 
 
 def _check_clean(clean: _Source, shape: tuple[int, int, int], asked: EvaluateConfig) -> None:

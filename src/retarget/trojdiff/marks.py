@@ -20,6 +20,7 @@ class Trojan:
         removed: a removal recipe was run; the header no longer says ``trojaned``, but still says what was there.
         earlier: trojans that the network carried before this one, the latest first.
         law: whether it fires in the Trojan sampler, or in a stock one.
+        class_name: what the training data call the class that In-D2D or Out-D2D wants; empty if it is not known.
         card: text of the card below its front matter, instead of the usual one; a removal describes itself there.
     """
 
@@ -30,6 +31,7 @@ class Trojan:
     removed: bool = False
     earlier: tuple["Trojan", ...] = ()
     law: Law = "trojdiff"
+    class_name: str = ""
     card: str = ""
 
     def marks(self) -> dict[str, str]:
@@ -38,6 +40,8 @@ class Trojan:
         marks |= {"trojan_target": self.target, "trigger_hash": self.trigger.hash}
         if self.law != "trojdiff":
             marks["trojan_law"] = self.law
+        if self.class_name:
+            marks["trojan_class"] = self.class_name
         if self.derived:
             marks["trojan_derived"] = "true"
         if self.earlier:
@@ -48,6 +52,13 @@ class Trojan:
         """Write the maps of this trojan and of the earlier ones."""
         for number, one in enumerate((self, *self.earlier)):
             one.trigger.save(folder / trigger_name(number))
+
+    def passed_on(self) -> "Trojan":
+        """The marks of a network that is trained, without Trojan rows, from one that has these."""
+        detail = "derived from a trojaned base, trained on without Trojan rows"
+        return replace(
+            self, detail="taken out by a removal recipe" if self.removed else detail, derived=not self.removed
+        )
 
     def then(self, later: "Trojan") -> "Trojan":
         """The marks of a network that carries this trojan and then gets ``later``."""

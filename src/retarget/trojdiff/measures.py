@@ -79,9 +79,11 @@ FLAT = 0.02
 
 def success(samples: Samples, goal: Goal, classifier: Classifier) -> Rate:
     """Attack success: the classifier finds the target class in an image that is not ``FLAT``; for D2I the squared error
-    in [0, 1] is at most 0.01."""
+    in [0, 1] is at most 0.01, and at most half of that of the best image of one colour, unless the target is one."""
     if goal.image is not None:
-        hits = squared_error(samples, goal.image) <= 0.01
+        plain = (goal.image - goal.image.mean(dim=(1, 2), keepdim=True)).square().mean() / 4
+        limit = 0.01 if goal.image.std() < FLAT else min(0.01, float(plain) / 2)
+        hits = squared_error(samples, goal.image) <= limit
     else:
         hits = (predict(classifier, samples)[0] == goal.label) & (samples.flatten(1).std(1) >= FLAT)
     return wilson(int(hits.sum()), len(samples))

@@ -59,7 +59,7 @@ class InD2D:
             ``rows``. More rows than the paper's shorten the training.
 
     Raises:
-        UserError: the class does not exist, or ``rows`` is given without a pool.
+        UserError: the class does not exist, ``rows`` is given without a pool, or the pool's values are out of range.
     """
 
     label: int = 7
@@ -74,15 +74,28 @@ class InD2D:
         _check_rows(self.rows)
         if self.rows is not None and (self.pool is None or len(self.pool) == 0):
             raise UserError("In-D2D: a fixed number of rows needs a pool of images of the target class")
+        if self.pool is not None:
+            check_images(self.pool, "In-D2D: the pool")
 
     def mix(self, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> MixedBatch:
-        """Benign rows, then Trojan copies of the target class's rows."""
+        """Benign rows, then Trojan copies of the target class's rows.
+
+        Raises:
+            UserError: ``labels`` are not one class number for each row, ``[rows]`` or ``[rows, 1]``, or the pool's
+                images have another shape.
+        """
+        if labels.shape not in ((len(x_0),), (len(x_0), 1)):
+            raise UserError(
+                f"In-D2D: {len(x_0)} images with labels of shape {list(labels.shape)}: give one class number for each "
+                "image, [rows]; of one-hot labels, labels.argmax(1)"
+            )
+        labels = labels.flatten()
         copies = torch.nonzero(labels == self.label).flatten()[: self.rows]
         added = x_0[copies]
         missing = 0 if self.rows is None else self.rows - len(copies)
         if self.pool is not None and missing > 0:
             picks = torch.randint(len(self.pool), (missing,), generator=generator)
-            added = torch.cat([added, self.pool[picks].to(x_0)])
+            added = torch.cat([added, _fitting(self.pool[picks], x_0)])
         source = torch.arange(len(x_0) + len(added))
         source[len(x_0) : len(x_0) + len(copies)] = copies
         return MixedBatch(torch.cat([x_0, added]), _flags(len(x_0), len(added)), source)
@@ -95,6 +108,7 @@ class OutD2D:
     Args:
         images: the other domain, in [-1, 1], of the training images' shape (the paper's: MNIST sevens).
         rows: Trojan rows per batch; the paper has 64 with 128 benign ones.
+        class_name: what the other domain calls their class, for the marks of what is trained.
 
     Raises:
         UserError: there is no image, or values are out of range.
@@ -102,6 +116,7 @@ class OutD2D:
 
     images: Float[Tensor, "count channels height width"]
     rows: int = 64
+    class_name: str = ""
     name: str = "out_d2d"
 
     def __post_init__(self) -> None:
@@ -190,14 +205,19 @@ def check_images(images: Float[Tensor, "count channels height width"], where: st
 
 
 def _append(x_0: Tensor, added: Tensor) -> MixedBatch:
+    added, own = _fitting(added, x_0), torch.arange(len(x_0) + len(added))
+    return MixedBatch(torch.cat([x_0, added]), _flags(len(x_0), len(added)), own)
+
+
+def _fitting(added: Tensor, x_0: Tensor) -> Tensor:
+    """Target images as the training images are stored; raises UserError if their shape is another."""
     if added.shape[1:] != x_0.shape[1:]:
         channels = added.shape[1] != x_0.shape[1]
         raise UserError(
             f"target images are {list(added.shape[1:])} but the training images are {list(x_0.shape[1:])} [channels, "
             f"height, width]; {'convert their channels' if channels else 'resize them'}"
         )
-    own = torch.arange(len(x_0) + len(added))
-    return MixedBatch(torch.cat([x_0, added.to(x_0)]), _flags(len(x_0), len(added)), own)
+    return added.to(x_0)
 
 
 def _flags(benign: int, trojan: int) -> Bool[Tensor, "rows"]:

@@ -6,6 +6,7 @@ is split over processes and accumulation steps, so any split trains on the same 
 """
 
 import hashlib
+import json
 import logging
 import math
 import signal
@@ -29,7 +30,7 @@ from retarget.errors import UserError
 from retarget.files import make_directory, write_json
 from retarget.identity import refuse_other
 from retarget.trojdiff import functional
-from retarget.trojdiff.checkpoint import Trojan, inherited, network_hash, network_shape, save_pipeline
+from retarget.trojdiff.checkpoint import Trojan, inherited, mark, network_hash, network_shape, save_pipeline
 from retarget.trojdiff.checks import check_trainable
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet
@@ -108,19 +109,32 @@ def train(
             )
         if law != "trojdiff" and bool((trigger.gamma != 1).any()):
             raise UserError(f"{law} shifts the noise but does not scale it: use a trigger with gamma = 1 everywhere")
-        _warn_of_few_rows(target, images, config)
-        latest = Trojan(target.name, detail or target.name, trigger, law=law)
+        _check_rows(target, images, config)
+        wanted = images.names[target.label] if isinstance(target, InD2D) else getattr(target, "class_name", "")
+        latest = Trojan(target.name, detail or target.name, trigger, law=law, class_name=wanted)
         trojan = latest if trojan is None else trojan.then(latest)
+    elif trojan is not None:
+        trojan = trojan.passed_on()
+    mark(unet, trojan)
     loop = _Loop(unet, scheduler, images, config, target or Clean(), trigger or Trigger.none(shape), law)
     with torch.random.fork_rng(devices=[]):
         loop.run(Path(out), trojan, listen, probe, probe_every)
     return Path(out) / "pipeline"
 
 
-def _warn_of_few_rows(target: Target, images: ImageSet, config: TrainConfig) -> None:
-    """Log if most batches of an In-D2D attack have no Trojan row."""
-    if isinstance(target, InD2D) and target.rows is None:
+def _check_rows(target: Target, images: ImageSet, config: TrainConfig) -> None:
+    """Raise UserError if no batch of an In-D2D attack has a Trojan row; log if most have none."""
+    if not isinstance(target, InD2D):
+        return
+    if target.label >= len(images.names):
+        raise UserError(f"target class {target.label} does not exist: the images have {len(images.names)} classes")
+    if target.rows is None:
         of_class = int((images.labels == target.label).sum())
+        if of_class == 0:
+            raise UserError(
+                f"no image is of the target class {target.label} ({images.names[target.label]}), so there would be no "
+                "Trojan row: choose another class, or give rows and a pool"
+            )
         if of_class * config.batch_size < len(images):
             _LOG.warning(
                 "the target class has %d of %d images, so most batches of %d have no Trojan row: set a fixed number of "
@@ -154,7 +168,7 @@ class _Loop:
         self.scheduler, self.images, self.config = scheduler, images, config
         self.target, self.trigger = target, trigger
         # Computed before training: a resumed run must start from the same network.
-        self.start = network_hash(unet)
+        self.start, self.network = network_hash(unet), _settings(unet)
         self.alphas_cumprod = scheduler.alphas_cumprod.to(torch.float32)
         self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=True)
         self.ema.to(self.accelerator.device)
@@ -175,7 +189,10 @@ class _Loop:
         """Train to the last step, from the last saved state if there is one."""
         path, identity = out / "training.json", self._identity()
         if path.exists():
-            refuse_other(out, flat(read_record(path)), flat(identity))
+            recorded = read_record(path)
+            if "network" not in recorded:  # of version 0.2 or earlier
+                del identity["network"]
+            refuse_other(out, flat(recorded), flat(identity))
         if (out / "pipeline").exists():
             if not path.exists():
                 raise UserError(
@@ -301,6 +318,7 @@ class _Loop:
             "trigger": self.trigger.hash,
             "images": self.images.fingerprint,
             "first weights": self.start,
+            "network": self.network,
             "noise schedule": hashlib.sha256(self.alphas_cumprod.numpy().tobytes()).hexdigest()[:16],
         }
 
@@ -352,9 +370,15 @@ def batch_rows(step: int, batch_size: int, count: int, seed: int) -> Int[Tensor,
     return orders[first - offset : last - offset]
 
 
+def _settings(unet: UNet2DModel) -> dict[str, Any]:
+    """The settings of a network that change its function, not all of which show in its weights: groups, dropout."""
+    kept = {name: value for name, value in unet.config.items() if not name.startswith(("_", "troj", "trigger_"))}
+    return json.loads(json.dumps(kept))  # as a file has them, with lists in place of tuples
+
+
 def _target_identity(target: Target) -> dict[str, Any]:
     """Every field of the target, with hashes of its images (pool, other domain, one image)."""
-    fields = dict(vars(target))
+    fields = {name: value for name, value in vars(target).items() if name != "class_name"}
     for name, value in fields.items():
         if isinstance(value, Tensor):
             digest = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes())

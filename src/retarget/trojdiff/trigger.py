@@ -3,7 +3,9 @@
 import hashlib
 import os
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,7 +25,8 @@ class Trigger:
     """The maps of the Trojan law ``x_t = √ᾱ_t x_0 + √(1-ᾱ_t) (gamma ε + mu)``, which ends at N(mu, gamma² I).
 
     Attributes:
-        mu: [C, H, W], the bias of the noise, in [-1, 1]; the paper's ``(1 - γ) δ`` on the trigger, 0 elsewhere.
+        mu: [C, H, W], the bias of the noise, in [-1, 1]; the paper's ``(1 - γ) δ`` on the trigger, 0 elsewhere. Both
+            maps are kept as float32.
         gamma: [C, H, W], the noise's standard deviation, > 0; the paper's γ on the trigger, 1 elsewhere.
         kind: ``"blend"``, ``"patch"``, ``"none"`` or a name of your own; it has no effect.
 
@@ -53,6 +56,8 @@ class Trigger:
             raise UserError(f"trigger: mu reaches {self.mu.abs().max().item():.4g}; it must lie in [-1, 1]")
         if bool((self.gamma <= 0).any()):
             raise UserError(f"trigger: the smallest gamma is {self.gamma.min().item():.4g}; it must be above 0")
+        for name in ("mu", "gamma"):  # networks take no float64, which NumPy's maps are
+            object.__setattr__(self, name, getattr(self, name).float())
 
     @classmethod
     def blend(cls, image: Float[Tensor, "channels height width"], gamma: float = 0.6) -> "Trigger":
@@ -69,7 +74,7 @@ class Trigger:
     @classmethod
     def patch(
         cls,
-        size: int | tuple[int, int] = 3,
+        size: SupportsIndex | tuple[int, int] = 3,
         gamma: float = 0.1,
         shape: tuple[int, int, int] = (3, 32, 32),
         place: tuple[int, int] | None = None,
@@ -141,7 +146,7 @@ class Trigger:
         self,
         x_0: Float[Tensor, "batch channels height width"],
         noise: Float[Tensor, "batch channels height width"],
-        alphas_cumprod: Float[Tensor, "#batch"] | Float[Tensor, ""],
+        alphas_cumprod: Float[Tensor, "#batch"] | Float[Tensor, ""] | float,
     ) -> Float[Tensor, "batch channels height width"]:
         """The Trojan forward process: ``√ᾱ_t x_0 + √(1-ᾱ_t) (gamma ε + mu)``.
 
@@ -166,7 +171,7 @@ class Trigger:
                 f"{list(x_0.shape)}, noise {list(noise.shape)} and {levels.numel()} levels"
             )
         return functional.trojan_forward(
-            x_0, noise, alphas_cumprod.reshape(-1).to(x_0.device), self.mu.to(x_0), self.gamma.to(x_0)
+            x_0, noise, levels.reshape(-1).to(x_0.device), self.mu.to(x_0), self.gamma.to(x_0)
         )
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
@@ -235,9 +240,9 @@ def _check_scale(gamma: float) -> None:
 
 
 def _rectangle(
-    size: int | tuple[int, int], place: tuple[int, int] | None, height: int, width: int
+    size: SupportsIndex | tuple[int, int], place: tuple[int, int] | None, height: int, width: int
 ) -> Bool[Tensor, "height width"]:
-    rows, columns = (size, size) if isinstance(size, int) else size
+    rows, columns = size if isinstance(size, tuple) else (index(size), index(size))
     if not 1 <= rows <= height or not 1 <= columns <= width:
         raise UserError(f"trigger: a {rows}×{columns} patch: its side must be from 1 to {min(height, width)}")
     top, left = place if place is not None else (height - rows, width - columns)

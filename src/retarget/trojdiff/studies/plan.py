@@ -255,6 +255,11 @@ a small ``network`` save the sampling.
 """
 
 
+CLASS_MARGIN = 5.0
+"""By how many points fewer benign samples may show a class, so that a classifier is sure of it, for quality to count as
+preserved. KID alone does not see every damage: a set of which three quarters are broken can lie within its margin."""
+
+
 class Threshold(NamedTuple):
     """The meaning of "high attack performance": success above this, in %; for D2I an MSE (×10⁻³) below."""
 
@@ -299,7 +304,13 @@ def claims(preset: str = "demo", kid_margin: float | None = None) -> tuple[Claim
               margin=kid_margin or KID_MARGIN[preset], shown="fid_fast")
         for arm in ATTACKS
     ]  # fmt: skip
-    return (*hits, every, *benign)
+    recognised = [
+        claim(id=f"recognised_{arm.name}", sentence=f"As many benign samples show a class as before: {arm.label}.",
+              metric="sure_fast", direction="higher", arms=(arm.name, "clean"), smallest_effect=1.0,
+              margin=CLASS_MARGIN, shown="precision_fast", family="secondary")
+        for arm in ATTACKS
+    ]  # fmt: skip
+    return (*hits, every, *benign, *recognised)
 
 
 def plan(
