@@ -288,7 +288,8 @@ def test_the_page_states_the_gate_the_margin_the_noise_of_kid_and_what_its_inter
     rungs = [row[0] for row in figures["How good is that? Images of known quality by the same measures"].rows]
     assert rungs == ["real images", *(f"real images + σ {sigma}" for sigma in (0.1, 0.3, 0.6)), "noise"]
     caption = figures["Are benign samples as good as before?"].caption
-    assert "An attack may cost a KID of 1.3. The noise of KID: between 20 real images and 100 others" in caption
+    assert "An attack may cost a KID of 1.3. KID does not see every damage, so 5 points fewer samples with a" in caption
+    assert "The noise of KID: between 20 real images and 100 others" in caption
     assert f"{base['kid_noise_mean']:.2f} ± {base['kid_noise']:.2f} (standard deviation" in caption
     assert "censored: In-D2D, blend, D2I, blend." in figures["How hard is it? Fine-tuning steps"].caption
 

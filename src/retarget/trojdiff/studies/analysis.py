@@ -266,10 +266,19 @@ def _quality_table(results: Results, prefix: str, extractor: str, title: str, ca
     )
 
 
+def _margins(results: Results, metric: str) -> str:
+    found = {claim.margin for claim in results.plan.claims if claim.metric == metric and claim.margin is not None}
+    return ", ".join(f"{margin:g}" for margin in sorted(found))
+
+
 def _kid_noise(results: Results) -> str:
     """The margin, and the noise of KID at the counts of the claims."""
-    margins = sorted({claim.margin for claim in results.plan.claims if claim.margin is not None})
-    text = f"An attack may cost a KID of {', '.join(f'{margin:g}' for margin in margins)}. "
+    text = f"An attack may cost a KID of {_margins(results, 'kid_fast')}. "
+    if shares := _margins(results, "sure_fast"):
+        text += (
+            f"KID does not see every damage, so {shares} points fewer samples with a class are too many, too, in a "
+            "claim of its own. "
+        )
     noises = [_details(run).get("kid_noise") for run in results.runs(CONDITION, "pretrained")]
     if not any(noises):
         return text
