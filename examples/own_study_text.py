@@ -4,10 +4,12 @@
 
 Rows of JSON (plain or .gz) hold a text and one or more fields to predict; a row without a field (or with null, NaN or
 no text in it) is left out where that field is predicted. The classifier averages vectors of words and pairs of words
-(Joulin et al. 2016), between dropout. A part of the training rows, the same for every seed, fits the temperature.
+(Joulin et al. 2016), between dropout. A part of the training rows, the same for every seed, fits the temperature, if
+they tell one. No claim is tested between classifiers that are no better than naming the most frequent class.
 """
 
 import gzip
+import itertools
 import json
 import math
 from typing import Any, Literal
@@ -20,9 +22,11 @@ from torch import Tensor, nn
 from retarget.errors import UserError
 from retarget.metrics import calibration as c
 from retarget.pskd import PSKD
-from retarget.study import Arm, Claim, Condition, Metric, Run, StudyPlan
-from retarget.study.config import choose_arms
+from retarget.pskd.studies.images.analysis import better_than_chance
+from retarget.study import Arm, Claim, Condition, Metric, Results, Run, StudyPlan
+from retarget.study.config import SHARE, choose_arms
 from retarget.study.elsewhere import slug
+from retarget.study.figures import Analysis
 
 SETTINGS = {
     "train": "", "test": "", "text": "text", "labels": "label", "train_rows": 0, "validation_rows": 1000,
@@ -36,14 +40,17 @@ ARMS = (
     Arm(name="pskd_label_smoothing", label="PS-KD + label smoothing", settings={"alpha_T": 0.8, "smoothing": 0.1}),
 )
 METRICS = (
-    Metric(name="top1", label="accuracy", unit="%", better="higher"),
+    Metric(name="top1", label="accuracy", **SHARE, better="higher", floor="top1_chance", floor_for="every arm"),
+    Metric(name="top1_chance", label="share of the most frequent class, plus three standard errors", **SHARE),
     Metric(name="nll", label="NLL", better="lower", decimals=3),
-    Metric(name="nll_scaled", label="NLL after temperature", better="lower", decimals=3),
-    Metric(name="ece_scaled", label="ECE after temperature", unit="%", better="lower"),
-    Metric(name="aurc_scaled", label="AURC after temperature", unit="×10⁻³", better="lower", decimals=1),
-    Metric(name="temperature", label="fitted temperature"),
+    Metric(name="nll_scaled", label="NLL after temperature", better="lower", decimals=3, optional=True),
+    Metric(name="ece_scaled", label="ECE after temperature", unit="%", better="lower", optional=True),
+    Metric(name="aurc_scaled", label="AURC after temperature", unit="×10⁻³", better="lower", decimals=1, optional=True),
+    Metric(name="temperature", label="fitted temperature", optional=True),
     Metric(name="best_epoch", label="epoch of the lowest validation NLL", decimals=0),
 )
+TEMPERATURES = (0.1, 10.0)
+"""Beyond these no temperature is told: nearly every validation row is right, or not more of them than by chance."""
 
 
 def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, arms: list[str] | None) -> StudyPlan:
@@ -119,13 +126,32 @@ def run(run: Run) -> dict[str, float]:
         run.progress(epoch + 1, s["epochs"])
     temperature = c.fit_temperature(logits(model, validation), val_y)
     raw, scaled = (c.apply_temperature(logits(model, test), one) for one in (1.0, temperature))
-    return {
-        "top1": 100 * c.accuracy(raw, test_labels), "nll": c.negative_log_likelihood(raw, test_labels),
+    found = {
+        "top1": 100 * c.accuracy(raw, test_labels), "top1_chance": better_than_chance(test_labels.numpy()),
+        "nll": c.negative_log_likelihood(raw, test_labels), "best_epoch": float(np.argmin(losses)),
+    }  # fmt: skip
+    if not TEMPERATURES[0] < temperature < TEMPERATURES[1]:
+        return found
+    return found | {
         "nll_scaled": c.negative_log_likelihood(scaled, test_labels),
         "ece_scaled": 100 * c.expected_calibration_error(scaled, test_labels),
         "aurc_scaled": 1000 * c.aurc(scaled, test_labels), "temperature": temperature,
-        "best_epoch": float(np.argmin(losses)),
     }  # fmt: skip
+
+
+def analyse(results: Results) -> Analysis:
+    """What the page must say of runs without a temperature."""
+    notes: list[str] = []
+    for condition, arm in itertools.product(results.plan.conditions, results.plan.arms):
+        runs = zip(results.seeds, results.runs(condition.name, arm.name), strict=True)
+        without = [str(seed) for seed, run in runs if run and "temperature" not in run.metrics]
+        if without:
+            notes.append(
+                f"{condition.label}: nearly every validation row is right, or no more of them than by chance, for "
+                f"{arm.label} (seed{'s' * (len(without) > 1)} {', '.join(without)}), so no temperature can be fitted: "
+                "nothing after temperature is measured there. Set validation_rows higher."
+            )
+    return Analysis(notes=notes)
 
 
 def read(file: str, text: str, label: str) -> tuple[list[str], list[str]]:

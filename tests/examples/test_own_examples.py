@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from retarget.errors import UserError
-from retarget.study import Run
+from retarget.study import Run, own
+from retarget.study.record import run_directory, write_status
+from retarget.study.runner import analyse
 
 FOLDER = Path(__file__).parent.parent.parent / "examples"
 
@@ -106,7 +109,9 @@ def test_texts_of_ones_own_are_classified(tmp_path, monkeypatch):
             run = Run.create(tmp_path / condition.name / arm.name, settings=settings, arm=arm.name)
             found[condition.name, arm.name] = example.run(run)
     assert found["colour", "cross_entropy"]["top1"] == 100
+    assert "nll_scaled" not in found["colour", "cross_entropy"]  # all of it is right: no temperature can be fitted
     assert found["n", "cross_entropy"]["top1"] < 75
+    assert found["n", "cross_entropy"]["temperature"] > example.TEMPERATURES[0]
     assert found["n", "cross_entropy"]["nll"] != found["n", "pskd_label_smoothing"]["nll"]
     assert example.read(str(tmp_path / "test.jsonl"), "says", "n")[0] == [r["says"] for r in rows[200:] if r["says"]]
     with pytest.raises(UserError, match=r"no row has both says and colors\. The first row has says, n, colour"):
@@ -143,6 +148,33 @@ def test_texts_of_ones_own_are_classified(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             example.plan("demo", settings, None, None)
+
+
+def test_a_text_classifier_that_only_names_the_most_frequent_class_decides_nothing(tmp_path, monkeypatch):
+    """Every validation row is right: the fitted temperature was .01, and 3.98 against 2.89 "held" as a likelihood."""
+    monkeypatch.syspath_prepend(FOLDER)
+    labels = ["ham"] * 200
+    for place in np.random.default_rng(0).permutation(200)[60:64]:  # beyond the validation rows
+        labels[place] = "spam"
+    for name, some in (("train", labels), ("test", ["ham"] * 39 + ["spam"])):
+        rows = [{"text": f"a letter of {place % 7}", "label": label} for place, label in enumerate(some)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")} | {"validation_rows": 50, "epochs": 2}
+    study = own.read("own_study_text", "demo", given, [0, 1], ["cross_entropy", "pskd"])
+    for arm in study.arms:
+        for seed in study.seeds:
+            folder = run_directory(tmp_path / "out", study, "label", arm.name, seed)
+            run = Run.create(folder, settings=study.run_settings(study.conditions[0], arm), arm=arm.name, seed=seed)
+            write_status(folder, {"state": "complete", "metrics": sys.modules["own_study_text"].run(run)})
+    summary = analyse(tmp_path / "out", study)
+    found = summary["conditions"]["label"]["pskd"]
+    assert found["top1"]["values"] == [97.5, 97.5]
+    assert found["top1_chance"]["mean"] == 100
+    assert not {"temperature", "nll_scaled", "ece_scaled", "aurc_scaled"} & found.keys()
+    assert {claim["verdict"] for claim in summary["claims"]} == {"not measured"}
+    notes = json.loads((tmp_path / "out" / "analysis.json").read_text())["notes"]
+    said = "or no more of them than by chance, for cross-entropy (seeds 0, 1), so no temperature can be fitted"
+    assert said in notes[0]
 
 
 def test_a_network_with_weights_of_a_package(monkeypatch):
