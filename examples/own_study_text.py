@@ -48,6 +48,7 @@ METRICS = (
     Metric(name="aurc_scaled", label="AURC after temperature", unit="×10⁻³", better="lower", decimals=1, optional=True),
     Metric(name="temperature", label="fitted temperature", optional=True),
     Metric(name="best_epoch", label="epoch of the lowest validation NLL", decimals=0),
+    Metric(name="repeated", label="test texts that are also texts of the training file", decimals=0),
 )
 TEMPERATURES = (0.1, 10.0)
 """Beyond these no temperature is told: nearly every validation row is right, or not more of them than by chance."""
@@ -126,9 +127,11 @@ def run(run: Run) -> dict[str, float]:
         run.progress(epoch + 1, s["epochs"])
     temperature = c.fit_temperature(logits(model, validation), val_y)
     raw, scaled = (c.apply_temperature(logits(model, test), one) for one in (1.0, temperature))
+    known = set(map(str.strip, texts))
     found = {
         "top1": 100 * c.accuracy(raw, test_labels), "top1_chance": better_than_chance(test_labels.numpy()),
         "nll": c.negative_log_likelihood(raw, test_labels), "best_epoch": float(np.argmin(losses)),
+        "repeated": sum(one.strip() in known for one in test_texts),
     }  # fmt: skip
     if not TEMPERATURES[0] < temperature < TEMPERATURES[1]:
         return found
@@ -140,7 +143,7 @@ def run(run: Run) -> dict[str, float]:
 
 
 def analyse(results: Results) -> Analysis:
-    """What the page must say of runs without a temperature."""
+    """What the page must say of runs without a temperature, and of test texts that were there in training."""
     notes: list[str] = []
     for condition, arm in itertools.product(results.plan.conditions, results.plan.arms):
         runs = zip(results.seeds, results.runs(condition.name, arm.name), strict=True)
@@ -150,6 +153,13 @@ def analyse(results: Results) -> Analysis:
                 f"{condition.label}: nearly every validation row is right, or no more of them than by chance, for "
                 f"{arm.label} (seed{'s' * (len(without) > 1)} {', '.join(without)}), so no temperature can be fitted: "
                 "nothing after temperature is measured there. Set validation_rows higher."
+            )
+    for condition in results.plan.conditions:
+        runs = [run for arm in results.plan.arms for run in results.runs(condition.name, arm.name) if run]
+        if count := max((int(run.metrics["repeated"]) for run in runs), default=0):
+            notes.append(
+                f"{condition.label}: {count:,} of the test texts are also texts of the training file: there the test "
+                "part measures memory. Leave them out of the training file."
             )
     return Analysis(notes=notes)
 

@@ -175,6 +175,7 @@ def test_a_text_classifier_that_only_names_the_most_frequent_class_decides_nothi
     notes = json.loads((tmp_path / "out" / "analysis.json").read_text())["notes"]
     said = "or no more of them than by chance, for cross-entropy (seeds 0, 1), so no temperature can be fitted"
     assert said in notes[0]
+    assert notes[2].startswith("label: 40 of the test texts are also texts of the training file: there the test part")
 
 
 def test_a_network_with_weights_of_a_package(monkeypatch):
