@@ -68,6 +68,26 @@ def test_data_that_are_gone_stop_no_finished_study(tmp_path, data):
     assert run_study(measured(data), tmp_path / "s").failed == {}
 
 
+def test_a_study_that_moves_with_its_data_goes_on_and_other_data_under_another_root_are_refused(tmp_path):
+    """Absolute paths, as of a plan that looks beside its own file: another root's data were taken for the first's."""
+    roots = [tmp_path / name for name in ("a", "b", "c")]
+    for root, text in zip(roots, ("first", "first", "second"), strict=True):
+        for part in ("train", "test"):
+            (root / part).mkdir(parents=True)
+            (root / part / "rows.csv").write_text(f"{text} of {part}")
+    here, moved, other = (
+        plan(seeds=range(seeds)).model_copy(
+            update={"data": (str(root / "train/rows.csv"), str(root / "test/rows.csv"))}
+        )
+        for root, seeds in zip(roots, (1, 2, 3), strict=True)
+    )
+    for one in (here, moved):
+        assert run_study(one, tmp_path / "s").failed == {}
+    where = other.data[0]
+    with pytest.raises(UserError, match=rf"the content of {where} = \w+ \(now \w+\)\. Restore the data"):
+        run_study(other, tmp_path / "s")
+
+
 def test_a_changed_source_of_an_own_task_is_refused(tmp_path, monkeypatch):
     source = tmp_path / "own_task_for_identity.py"
     source.write_text("def run(run):\n    return {'height': 1.0 + run.seed}\n")

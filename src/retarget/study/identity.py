@@ -2,7 +2,8 @@
 
 import ast
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,17 @@ def same_run(path: Path, record: Mapping[str, Any], plan: StudyPlan, asked: Mapp
     refuse_other(path.parent, _flat(known_as(record, plan, asked)), _flat(asked), remedy=REMEDY)
 
 
-def same_content(where: Path, had: Mapping[str, str], now: Mapping[str, str], data: Iterable[str]) -> None:
+def same_content(where: Path, had: Mapping[str, str], now: Mapping[str, str], data: Collection[str]) -> None:
     """Refuse data or code that were replaced; files that only one side knows cannot be compared.
+
+    Absolute paths change where a study's folder has moved: such data are compared with those of the same name.
 
     Args:
         where: the run's directory.
         had, now: fingerprints by path.
         data: which of the paths are data; the others are the user's own code.
     """
+    had = {_moved(path, had, now, data): digest for path, digest in had.items()}
     both = sorted(had.keys() & now.keys())
     replaced = [path for path in both if had[path] != now[path]]
     refuse_other(
@@ -126,6 +130,26 @@ def same_content(where: Path, had: Mapping[str, str], now: Mapping[str, str], da
         {f"the content of {path}": now[path] for path in both},
         remedy=DATA_REMEDY if set(replaced) & set(data) else SOURCE_REMEDY,
     )
+
+
+def _moved(path: str, had: Mapping[str, str], now: Mapping[str, str], data: Collection[str]) -> str:
+    """The present path of data whose absolute path of before is not there: the path with the longest common ending."""
+    if path in now or not Path(path).is_absolute():
+        return path
+    new = [one for one in data if one in now and one not in had and Path(one).is_absolute()]
+    endings = {one: _common_ending(path, one) for one in new}
+    best = max(endings, key=lambda one: endings[one], default=path)
+    return best if endings.get(best) else path
+
+
+def _common_ending(path: str, other: str) -> int:
+    """How many of the last parts of two paths are the same.
+
+    >>> _common_ending("/a/data/train.csv", "/b/data/train.csv"), _common_ending("/a/train.csv", "/a/test.csv")
+    (2, 0)
+    """
+    pairs = zip(reversed(Path(path).parts), reversed(Path(other).parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def known_as(record: Mapping[str, Any], plan: StudyPlan, asked: Mapping[str, Any]) -> dict[str, Any]:
