@@ -1,6 +1,7 @@
 """Parts of a user's own in the image study: a loss in few lines, networks, data sets, arms and claims as tables."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -43,6 +44,9 @@ def shapes(count=150):
     images = rng.integers(0, 80, (count, 9, 7, 1)).astype(np.uint8)
     images[np.arange(count), labels * 2] += 150
     return {"x_train": images[50:], "y_train": labels[50:], "x_test": images[:50], "y_test": labels[:50]}
+
+def saved():
+    return dict(np.load("mine.npz"))
 
 def pair():
     return shapes()["x_train"], shapes()["y_train"]
@@ -120,6 +124,29 @@ condition = "few"
     (tmp_path / "mine.toml").write_text(text.replace("lr = 0.01", "lr = 0.5"))
     assert main([*words, "--set", *QUICK]) == 1
     assert "arm adapted: lr = 0.01 (now 0.5)" in capsys.readouterr().err
+
+
+def test_other_images_behind_an_own_function_are_refused(tmp_path, monkeypatch, capsys):
+    """The function's source is the same; what it reads is not."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.npz"
+
+    def study(shift, *seeds):
+        rng = np.random.default_rng(0)
+        images, labels = rng.integers(0, 200, (120, 9, 7)).astype(np.uint8) + np.uint8(shift), np.arange(120) % 3
+        np.savez(file, images=images, labels=labels)
+        words = ["study", "pskd", "--arms", "cross_entropy", "--out", "out", "--no-progress", "--seeds", *seeds]
+        return main([*words, "--set", "dataset=own_more:saved", "network=own_more:net", *QUICK])
+
+    assert study(0, "0") == 0
+    assert study(1, "0", "1") == 1
+    said = r"seed-0 was made with the training images = \w+ \(now \w+\), the validation images .* Restore the data of"
+    assert re.search(said, capsys.readouterr().err)
+    assert study(0, "0", "1") == 0
+    for path in tmp_path.glob("out/runs/*/*/seed-*/data.json"):  # as earlier versions wrote it
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({name: value for name, value in record.items() if name != "content"}))
+    assert study(1, "2") == 0
 
 
 def asked(**config):

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.caveats import at_an_end, known_after_temperature, no_temperature, on_data
 from retarget.pskd.studies.images.classes import DATA
+from retarget.pskd.studies.images.data import split
 from retarget.pskd.studies.images.plan import ARMS
 from retarget.pskd.studies.images.scores import UNKNOWN
 from retarget.pskd.studies.images.settings import Settings
@@ -249,7 +250,7 @@ def test_a_validation_part_that_is_all_right_and_few_classes_leave_every_metric_
 def test_the_training_images_logits_are_not_all_kept_at_once(tmp_path, monkeypatch):
     """ImageNet's are 5 GB on the GPU, and 20 GB more on the host in float64."""
     settings_ = resolve_settings(Settings, settings("cross_entropy", evaluation_batch=20))
-    parts, alive = classification.split(settings_), [[]]
+    parts, alive = split(settings_), [[]]
     normalise = classification.Normalise(parts.train)
     torch.manual_seed(0)
     module = classification.Classifier(classification.build("small_cnn", 10, 1), settings_)

@@ -113,16 +113,16 @@ def described(parts: Split) -> dict[str, Any]:
     Only images that are in memory are compared, pixel by pixel.
     """
     named = {"training": parts.train, "validation": parts.validation, "test": parts.test}
-    known = set(_pixels(parts.train))
+    known = set(pixel_hashes(parts.train))
     return {
         "parts": {name: len(part) for name, part in named.items()},
         "classes": len(parts.names),
-        "repeated": {name: sum(one in known for one in _pixels(named[name])) for name in ("validation", "test")},
+        "repeated": {name: sum(one in known for one in pixel_hashes(named[name])) for name in ("validation", "test")},
         "unseen": len(set(parts.test.labels.tolist()) - set(parts.clean_labels.tolist())),
     }
 
 
-def _pixels(part: Images) -> list[bytes]:
+def pixel_hashes(part: Images) -> list[bytes]:
     """A hash of each image in memory."""
     return [] if part.pixels is None else [sha1(image.numpy().tobytes()).digest() for image in part.pixels]
 

@@ -23,14 +23,13 @@ from retarget.pskd.peers.networks import scaled_decay
 from retarget.pskd.peers.own import own_peer
 from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.callbacks import Observe, Reseed, StopClock
-from retarget.pskd.studies.images.classes import DATA, NAMES
+from retarget.pskd.studies.images.classes import NAMES
 from retarget.pskd.studies.images.data import (
     Images,
     Normalise,
     Place,
     Split,
     TrainingSet,
-    described,
     split,
     stream,
     whole_batch,
@@ -39,6 +38,7 @@ from retarget.pskd.studies.images.networks import build
 from retarget.pskd.studies.images.peers_plan import PeerSettings
 from retarget.pskd.studies.images.prepare import built_in, no_peer
 from retarget.pskd.studies.images.run import Classifier, Data
+from retarget.pskd.studies.images.same import recorded
 from retarget.pskd.studies.images.scores import scores
 from retarget.pskd.studies.images.shift import shift_scores, shifted_images
 from retarget.settings import resolve_settings
@@ -170,7 +170,7 @@ def make(
 
 
 def _train(run: Run, settings: PeerSettings) -> dict[str, float]:
-    parts = split(settings)
+    parts = recorded(run.directory, settings)
     channels = parts.train.channels
     torch.manual_seed(stream(run.seed, 2) if settings.teacher else stream(run.seed))  # not its teacher's weights
     network = _channels_last(build(settings.network, parts.train.num_classes, channels, settings.weights))
@@ -192,7 +192,6 @@ def _train(run: Run, settings: PeerSettings) -> dict[str, float]:
     module.to(trainer.strategy.root_device)  # the trainer has moved it back to the CPU
     arrays = classification.predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
     write_json(run.directory / NAMES, list(parts.names))
-    write_json(run.directory / DATA, described(parts))
     run.save_predictions(**arrays)
     metrics = scores(arrays)
     metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]

@@ -24,20 +24,19 @@ from retarget.pskd.past.of_class import PastOfClass
 from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.past.rows import TopK
 from retarget.pskd.studies.images.callbacks import Gradients, Mixing, Observe, Reseed, Smoothing, StopClock
-from retarget.pskd.studies.images.classes import DATA, NAMES
+from retarget.pskd.studies.images.classes import NAMES
 from retarget.pskd.studies.images.data import (
     EpochSampler,
     Images,
     Normalise,
     Split,
     TrainingSet,
-    described,
-    split,
     stream,
     whole_batch,
 )
 from retarget.pskd.studies.images.networks import build
 from retarget.pskd.studies.images.optimisers import optimizer, schedule
+from retarget.pskd.studies.images.same import recorded
 from retarget.pskd.studies.images.scores import scores
 from retarget.pskd.studies.images.settings import Settings
 from retarget.settings import resolve_settings
@@ -127,7 +126,7 @@ def run(run: Run) -> dict[str, float]:
 
 def train(run: Run, settings: Settings) -> dict[str, float]:
     """As :func:`run`, with settings from another study."""
-    parts = split(settings)
+    parts = recorded(run.directory, settings)
     torch.manual_seed(stream(run.seed))
     network = build(settings.network, parts.train.num_classes, parts.train.channels, settings.weights)
     module = Classifier(network, settings)
@@ -157,7 +156,6 @@ def train(run: Run, settings: Settings) -> dict[str, float]:
     if gradients.same_weights is not None and settings.mixing == "none" and settings.devices == 1:
         arrays["gradient_same_weights"] = gradients.same_weights
     write_json(run.directory / NAMES, list(parts.names))
-    write_json(run.directory / DATA, described(parts))
     run.save_predictions(**arrays)
     metrics = scores(arrays)
     metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]
