@@ -51,6 +51,20 @@ def test_a_link_to_an_image_of_another_part_is_that_image(tmp_path):
     refused(settings, r"test/d\.jpg is both in train_split = 'train' and in test_split = 'test'")
 
 
+def test_a_copy_of_an_image_of_another_part_is_that_image(tmp_path):
+    """In COCO's layout each split has its own folder, so that the path of a copy is another one."""
+    settings = coco(tmp_path)
+    image = (tmp_path / "train" / "b.jpg").read_bytes()
+    (tmp_path / "train" / "a.jpg").write_bytes(image)  # a copy within one split stays allowed
+    scenes(model(settings))
+    (tmp_path / "test" / "d.jpg").write_bytes(image)
+    refused(
+        settings, r"test/d\.jpg in test_split = 'test' is a copy of \S+train/a\.jpg in train_split = 'train': name "
+    )
+    (tmp_path / "test" / "d.jpg").write_bytes(image[:-1] + b"\0")  # of the same size
+    assert len(scenes(model(settings)).test) == 1
+
+
 def test_voc_boxes_that_are_shares_of_the_image_are_refused(tmp_path):
     shares = [(name, (x1 / 60, y1 / 48, x2 / 60, y2 / 48), 0) for name, (x1, y1, x2, y2), _ in GOOD]
     settings = voc(tmp_path, objects={name: shares for names in SPLITS.values() for name in names})

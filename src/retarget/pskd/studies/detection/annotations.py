@@ -3,7 +3,7 @@
 import glob
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 from retarget.data.pictures import Picture, header
 from retarget.errors import UserError
+from retarget.identity import content
 
 _MARKED = re.compile(r"(.+?)\s+(?:-1|0|1)$")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
@@ -137,7 +138,7 @@ def read_coco(root: Path, split: str) -> list[Described]:
 
 
 def refuse_repeated(parts: Sequence[tuple[str, Sequence[Described]]]) -> None:
-    """Raise if an image file is in two parts, or twice in one.
+    """Raise if an image file is in two parts, also as a copy, or twice in one.
 
     Args:
         parts: (the setting that names the split, the images of the split) of each part.
@@ -145,6 +146,11 @@ def refuse_repeated(parts: Sequence[tuple[str, Sequence[Described]]]) -> None:
     Raises:
         UserError: names the first such file, both splits, and what to do.
     """
+
+    def apart(first: str, second: str) -> str:
+        hold_out = ", or set validation_split=null and validation_images=N to hold out N training images"
+        return "name splits that share no image" + (hold_out if "validation_split" in first + second else "")
+
     seen: dict[Path, str] = {}
     for split, part in parts:
         for one in part:
@@ -154,12 +160,26 @@ def refuse_repeated(parts: Sequence[tuple[str, Sequence[Described]]]) -> None:
                     f"{one.image} is twice in {split}: list each image once, and name each directory once in dataset"
                 )
             if first := seen.get(file):
-                hold_out = "or set validation_split=null and validation_images=N to hold out N training images"
-                raise UserError(
-                    f"{one.image} is both in {first} and in {split}: name splits that share no image"
-                    + (f", {hold_out}" if "validation_split" in first + split else "")
-                )
+                raise UserError(f"{one.image} is both in {first} and in {split}: {apart(first, split)}")
             seen[file] = split
+    if found := next(_copies(seen), None):
+        (one, first), (copy, split) = found
+        raise UserError(f"{copy} in {split} is a copy of {one} in {first}: {apart(first, split)}")
+
+
+def _copies(files: Mapping[Path, str]) -> Iterator[tuple[tuple[Path, str], tuple[Path, str]]]:
+    """Pairs of files of two splits that have the same bytes; only files of one size are read."""
+    by_size: dict[int, list[tuple[Path, str]]] = {}
+    for file, split in files.items():
+        by_size.setdefault(file.stat().st_size, []).append((file, split))
+    for some in by_size.values():
+        if len({split for _, split in some}) < 2:
+            continue
+        known: dict[str, tuple[Path, str]] = {}
+        for file, split in some:
+            first = known.setdefault(content(file), (file, split))
+            if first[1] != split:
+                yield first, (file, split)
 
 
 def _category_names(described: Path, categories: Sequence[dict[str, Any]]) -> dict[Any, str]:
