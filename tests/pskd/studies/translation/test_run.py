@@ -235,6 +235,9 @@ def test_pairs_that_are_also_training_pairs_are_counted():
     assert translation._repeated(parts) == {"validation": 0, "test": 2}
     assert translation._shared(parts) == 0
     assert translation._shared(Parts([], [("a", "z"), ("c", "y")], [("a", "x"), ("c", "y"), ("c", "y")])) == 2
+    other = Parts([("\u00c5l", "\ufb01n")], [("A\u030al", "fin")], [(" A\u030al", "\uff46in\u00a0"), ("l", "fin")])
+    assert translation._repeated(other) == {"validation": 1, "test": 1}, "texts that the tokenizer cannot tell apart"
+    assert translation._shared(other) == 1
 
 
 def test_a_translation_with_another_line_separator_stays_one_line(tmp_path):

@@ -187,15 +187,25 @@ def _describe(run: Run, parts: Parts, vocabulary: int, cut: list[int]) -> None:
 
 def _repeated(parts: Parts) -> dict[str, int]:
     """How many pairs of the validation and of the test part are also in the training part."""
-    known = set(parts.train)
+    known = _normal(parts.train)
     named = {"validation": parts.validation, "test": parts.test}
-    return {name: sum(pair in known for pair in part) for name, part in named.items()}
+    return {name: _among(part, known) for name, part in named.items()}
 
 
 def _shared(parts: Parts) -> int:
     """How many pairs of the test part are also in the validation part."""
-    known = set(parts.validation)
-    return sum(pair in known for pair in parts.test)
+    return _among(parts.test, _normal(parts.validation))
+
+
+def _among(pairs: Pairs, known: Sequence[tuple[str, ...]]) -> int:
+    """How many pairs are among those of ``known``."""
+    there = set(known)
+    return sum(pair in there for pair in _normal(pairs))
+
+
+def _normal(pairs: Pairs) -> list[tuple[str, ...]]:
+    """Pairs in the normal form that the tokenizer gives to every text: what it cannot tell apart is the same."""
+    return [tuple(unicodedata.normalize("NFKC", side).strip() for side in pair) for pair in pairs]
 
 
 def last_checkpoint(folder: Path) -> str | None:
