@@ -42,6 +42,17 @@ def call(capsys, *words):
     return code, out, err
 
 
+def test_seeds_that_only_one_arm_has_are_told_beside_the_verdict(capsys, tmp_path):
+    (tmp_path / "runs.csv").write_text(RUNS + "theirs,3,acc,90.2\nours,3,acc,\n")
+    code, out, err = call(capsys, "judge", "runs.csv", "--claims", "claims.toml", "--out", "verdicts")
+    assert (code, err) == (0, "")
+    line, note, _ = out.splitlines()
+    assert line.endswith("3 seeds)")
+    said = "ours has no acc on seed 3: the verdict is about the other seeds, and it is biased if it depends on the arm"
+    assert note.startswith(f"note: {said}")
+    assert said in (tmp_path / "verdicts" / "report.md").read_text()
+
+
 def test_runs_made_elsewhere_get_a_study_s_page_summary_and_words(capsys, tmp_path):
     code, out, err = call(capsys, "judge", "runs.csv", "--claims", "claims.toml", "--out", "verdicts")
     assert (code, err) == (0, "")

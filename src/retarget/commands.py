@@ -287,6 +287,7 @@ def judge(words: list[str]) -> int:
         raise UsageError("--plan only prints how many seeds decide, and writes nothing to --out: leave one of them out")
     from retarget.study import elsewhere, harness, judging
     from retarget.study.rows import read_rows
+    from retarget.study.summary import unpaired
 
     asked = elsewhere.read_claims(given.claims)
     sources = [*given.runs, *given.lm_eval, *given.inspect]
@@ -304,7 +305,7 @@ def judge(words: list[str]) -> int:
 
     page = build([given.out])
     _print_verdicts(summary, found.plan)
-    for doubt in found.doubts:
+    for doubt in (*unpaired(found.plan, found.values, elsewhere=True), *found.doubts):
         print(f"note: {doubt}")
     print(page)
     return 0

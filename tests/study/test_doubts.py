@@ -43,6 +43,14 @@ def test_a_study_of_ones_own_says_so_on_its_page(tmp_path, effect):
     assert len(said) == (effect == 50.0)
 
 
+def test_a_seed_that_failed_in_one_arm_is_told_with_the_doubts(tmp_path):
+    outcome = run(plan(config={"wrong": "raise", "where": ["treated", 1]}, seeds=[0, 1, 2]), tmp_path)
+    assert list(outcome.failed) == ["default/treated/seed-1"]
+    (said,) = outcome.doubts
+    assert said.startswith("treated has no height on seed 1: the verdict is about the other seeds")
+    assert said in read(tmp_path / "analysis.json")["notes"]
+
+
 def test_the_metrics_of_this_packages_own_studies_are_not_doubted():
     worse = plan().claims[0].model_copy(update={"direction": "lower"})
     summary = {"conditions": {"default": {"control": {"height": {"values": [3.0]}}}}}

@@ -47,12 +47,16 @@ def doubts_of(plan: StudyPlan, summary: Mapping[str, Any]) -> list[str]:
     Args:
         summary: the content of its summary.json.
     """
-    values = {
+    ours = plan.task.partition(".")[0] == "retarget"
+    return doubts(plan.claims, () if ours else plan.metrics, values_of(summary), ours)
+
+
+def values_of(summary: Mapping[str, Any]) -> Values:
+    """``{condition: {arm: {metric: values}}}`` of the content of a summary.json."""
+    return {
         condition: {arm: {name: one["values"] for name, one in found.items()} for arm, found in arms.items()}
         for condition, arms in summary["conditions"].items()
     }
-    ours = plan.task.partition(".")[0] == "retarget"
-    return doubts(plan.claims, () if ours else plan.metrics, values, ours)
 
 
 def _of_effects(claim: Claim, values: Values, stated: bool) -> Iterator[str]:

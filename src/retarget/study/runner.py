@@ -15,7 +15,7 @@ from retarget.own import called, load
 from retarget.study import tracking
 from retarget.study.config import StudyPlan
 from retarget.study.directory import Cell, Opened, cells, complete, look, opened, place
-from retarget.study.doubts import doubts_of
+from retarget.study.doubts import doubts_of, values_of
 from retarget.study.executor import Executor, LocalExecutor
 from retarget.study.figures import Analysis
 from retarget.study.guard import refuse_unguarded, terminable, uninterrupted
@@ -49,7 +49,8 @@ class Outcome:
         summary: the content of summary.json.
         failed: the error of each requested run that is not complete, by its key ``CONDITION/ARM/seed-N``.
         page: the report, or None if none was requested.
-        doubts: sentences about claims that look mistaken; the page has them too.
+        doubts: sentences about claims that look mistaken, and about seeds on which only one arm has values; the page
+            has them too.
     """
 
     directory: Path
@@ -115,7 +116,8 @@ def run_study(
             shown.analysing()
             summary = analyse(root, whole, here.later)
     shown_on = page([root], root / "report.html") if page else None
-    return Outcome(root, summary, failed, shown_on, tuple(doubts_of(whole, summary)))
+    lost = unpaired(whole, values_of(summary))
+    return Outcome(root, summary, failed, shown_on, (*lost, *doubts_of(whole, summary)))
 
 
 def _unjudged(later: Sequence[str]) -> list[str]:
