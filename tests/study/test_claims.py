@@ -138,6 +138,19 @@ def test_one_seed_decides_nothing():
     assert found["p_holds"] is found["p_fails_adjusted"] is found["seeds_needed"] is None
 
 
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_the_rounding_error_of_equal_values_is_no_difference(seeds):
+    treated, control = [0.1 + 0.2] * seeds, [0.3] * seeds
+    assert treated[0] - control[0] != 0
+    found = one(treated, control, shown="loss")
+    assert found["estimate"] == 0
+    both = {"treated": {"acc": treated, "loss": treated}, "control": {"acc": control, "loss": control}}
+    (found,) = verdicts([claim(shown="loss")], both, seeds)
+    assert found["shown"]["estimate"] == 0
+    tiny = [value * 1e-15 for value in range(1, seeds + 1)]
+    assert one([2 * value for value in tiny], tiny)["estimate"] == pytest.approx(sum(tiny) / seeds), "of small values"
+
+
 @pytest.mark.parametrize("by", [0.0, 2.0, -2.0])
 @pytest.mark.parametrize("seeds", [2, 5])
 def test_differences_without_spread_decide_nothing(by, seeds):

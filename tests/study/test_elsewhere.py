@@ -51,6 +51,14 @@ def of_items(arm, values, metric="acc", **more):
 OLD, NEW = [50.0, 51.0, 49.5], [52.1, 53.0, 51.4]
 
 
+@pytest.mark.parametrize("name", ["runs.csv", "runs.jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path, name):
+    path = write(tmp_path / name, seeds("old", OLD) + seeds("new", NEW))
+    rows = read_rows(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_rows(path) == rows
+
+
 @pytest.mark.parametrize("name", ["runs.csv", "runs.jsonl", "runs.parquet"])
 def test_every_format_gives_the_same_verdict(tmp_path, name):
     path = write(tmp_path / name, seeds("old", OLD) + seeds("new", NEW)[::-1])

@@ -10,7 +10,7 @@ from retarget.study.items import Items
 from retarget.study.measured import Chain, Found, Measuring, Values, sign_of
 from retarget.study.power import Outlook, outlook, seeds_for
 from retarget.study.results import ClaimResult, Shown
-from retarget.study.statistics import holm, paired_differences, t_interval
+from retarget.study.statistics import holm, paired_differences, settled, t_interval
 
 
 def judge(
@@ -244,7 +244,9 @@ class _Writer:
         metric = self.by_name.get(name)
         if interval and metric:
             interval = metric.possible(*interval, 0.0 if alone else None)
-        return Shown(metric=name, value=alone, estimate=sum(differences) / len(differences), interval=interval)
+        scale = max(abs(one) for one in (*treated, *control) if one is not None)
+        estimate = settled(sum(differences) / len(differences), scale)
+        return Shown(metric=name, value=alone, estimate=estimate, interval=interval)
 
     def _possible(self, claim: Claim, name: str, interval: Sequence[float]) -> tuple[float, float]:
         low, high = interval

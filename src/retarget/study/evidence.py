@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
 
 from retarget.study.items import Groups, Items, PairedCounts, Resampled, Shares, mcnemar, newcombe_bound
-from retarget.study.statistics import RELATIVE_NOISE, mean_and_sd, t_quantile, t_tail
+from retarget.study.statistics import RELATIVE_NOISE, mean_and_sd, settled, t_quantile, t_tail
 
 
 class Evidence(Protocol):
@@ -333,9 +333,9 @@ def over_seeds(good: Sequence[float], scale: float, what: str = "seed") -> Sprea
         what: what the differences are counted in, such as "seed".
     """
     if len(good) == 1:
-        return Undecided(good[0], 1, f"one {what} has no spread")
+        return Undecided(settled(good[0], scale), 1, f"one {what} has no spread")
     mean, sd = mean_and_sd(good)
-    noise = RELATIVE_NOISE * scale
+    mean, noise = settled(mean, scale), RELATIVE_NOISE * scale
     if sd <= noise:
         if max(good) - min(good) <= RELATIVE_NOISE * max(map(abs, good)):
             return Undecided(mean, len(good), f"the difference is the same on every {what}", known=True)

@@ -11,6 +11,8 @@ from retarget.errors import UserError
 
 RELATIVE_NOISE = 1e-6
 """A spread of differences below this share of the compared values is taken for rounding error."""
+ROUNDING = 1e-12
+"""A difference below this share of the compared values is rounding error, and is 0."""
 FEWEST_ITEMS = 100
 """Fewest items for a percentile bootstrap; with 30, an interval of 95 % covers only 88 %."""
 
@@ -30,6 +32,15 @@ def paired_differences(treated: Sequence[float | None], control: Sequence[float 
     [2.0]
     """
     return [t - c for t, c in zip(treated, control, strict=True) if t is not None and c is not None]
+
+
+def settled(difference: float, scale: float) -> float:
+    """A difference, which is 0 if it is no more than the rounding error of values up to ``scale``.
+
+    >>> settled(0.3 - 0.1 - 0.2, 0.3), settled(1e-15, 1e-15)
+    (0.0, 1e-15)
+    """
+    return 0.0 if abs(difference) <= ROUNDING * scale else difference
 
 
 def t_interval(differences: Sequence[float], level: float) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from retarget.errors import UserError
 from retarget.files import finite_or_none, read_json
+from retarget.study import measured
 from retarget.study.claims import judge
 from retarget.study.config import StudyPlan
 from retarget.study.figures import Analysis
@@ -182,7 +183,7 @@ def judged_otherwise(before: Mapping[str, Any], summary: Mapping[str, Any], valu
     )
 
 
-def unpaired(plan: StudyPlan, values: Values, elsewhere: bool = False) -> list[str]:
+def unpaired(plan: StudyPlan, values: measured.Values, elsewhere: bool = False) -> list[str]:
     """For each claim by seeds, the seeds on which only one arm has a value: the verdict is about the others.
 
     Args:
