@@ -86,6 +86,15 @@ USAGE = {
         ["judge", "--lm-eval", "a", "--lm-eval", "b", "--claims", "c"],
         "--lm-eval is given twice, and the second would replace the first: write --lm-eval A B",
     ),
+    "key twice": (
+        ["study", "toy", "--set", "lift=1", "table.a=1", "table.b=2", "table.a=3"],
+        "--set gives table.a twice, and the second would replace the first: give it once",
+    ),
+    "option twice": (
+        ["study", "toy", "--executor", "ray", "--cluster", "cpus=1", "cpus=2"],
+        "--cluster gives cpus twice, and the second would replace the first: give it once",
+    ),
+    "arm twice": (["study", "toy", "--arms", "treated", "treated"], "--arms names treated twice: name each arm once"),
     "pilot alone": (
         ["study", "toy", "--pilot", "studies"],
         "--pilot only estimates what seeds can decide, for --dry-run: add that, or leave it out",

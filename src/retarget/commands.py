@@ -21,7 +21,7 @@ from retarget.files import read_json
 from retarget.helptext import one_paragraph, read_arguments
 from retarget.own import importable
 from retarget.report.words import amount, stated
-from retarget.settings import merged, parse_setting, read_config
+from retarget.settings import merged, parse_settings, read_config
 from retarget.study import own
 from retarget.study.config import StudyPlan
 from retarget.study.tracking import refuse_missing
@@ -207,9 +207,7 @@ def _executor(plan: StudyPlan, given: StudyArguments, out: Path) -> "Executor":
     """The executor of the runs; starts nothing."""
     from retarget.study.clusters import open_executor
 
-    options: dict[str, Any] = {}
-    for one in given.cluster:
-        options = merged(options, parse_setting(one, "--cluster"))
+    options = parse_settings(given.cluster, "--cluster")
     try:
         return open_executor(given.executor, options, out=out, threads=plan.threads, jobs=given.jobs)
     except UserError as error:
@@ -342,9 +340,9 @@ def resolve(given: StudyArguments, module: str) -> StudyPlan:
     twice = sorted({seed for seed in given.seeds if given.seeds.count(seed) > 1})
     if twice or any(seed < 0 for seed in given.seeds):
         raise UsageError(f"--seeds must be different integers of at least 0, not {' '.join(map(str, given.seeds))}")
-    config = read_config(given.config) if given.config else {}
-    for one in given.set:
-        config = merged(config, parse_setting(one))
+    if twice := sorted({arm for arm in given.arms if given.arms.count(arm) > 1}):
+        raise UsageError(f"--arms names {', '.join(twice)} twice: name each arm once")
+    config = merged(read_config(given.config) if given.config else {}, parse_settings(given.set))
     if given.keep_trojaned:
         config["keep_trojaned"] = True
     asked = given.preset, config, list(given.seeds) or None, list(given.arms) or None

@@ -174,6 +174,34 @@ def parse_setting(text: str, option: str = "--set") -> dict[str, Any]:
     raise UsageError(f"{option} takes KEY=VALUE, and {key!r} is not a key")
 
 
+def parse_settings(given: Sequence[str], option: str = "--set") -> dict[str, Any]:
+    """Several ``KEY=VALUE`` of an option, in one table.
+
+    Raises:
+        UsageError: one is not ``KEY=VALUE``, or a key is given twice.
+
+    >>> parse_settings(["lr=0.1", "peer.method=poly", "peer.epsilon=2"])
+    {'lr': 0.1, 'peer': {'method': 'poly', 'epsilon': 2}}
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        one = parse_setting(text, option)
+        if twice := _in_both(found, one):
+            raise UsageError(f"{option} gives {twice} twice, and the second would replace the first: give it once")
+        found = merged(found, one)
+    return found
+
+
+def _in_both(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """The first key that two tables give a value, also inside tables; empty if there is none."""
+    for key in one.keys() & other.keys():
+        tables = isinstance(one[key], dict) and isinstance(other[key], dict)
+        inner = _in_both(one[key], other[key]) if tables else ""
+        if inner or not tables:
+            return f"{key}.{inner}" if inner else key
+    return ""
+
+
 def _with_value(found: dict[str, Any], value: str | None) -> dict[str, Any]:
     """The tables of one key with a value that TOML has no notation for: none, and some texts, as of a file's name."""
     return {name: _with_value(one, value) if isinstance(one, dict) else value for name, one in found.items()}
