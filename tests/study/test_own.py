@@ -82,6 +82,7 @@ def test_settings_seeds_and_arms_come_from_the_command_line(write, capsys):
         (["--set", "deep.a=.1"], "deep.a = '.1', but the plan has 1: write a number"),
         (["--set", "deep=3"], "deep = 3, but the plan has a table with a, b: set one of these, as deep.a=VALUE"),
         (["--set", "deep.a=nan"], "settings must be numbers, texts, lists and tables"),
+        (["--set", "deep.a=nan"], "deep.a = nan is no finite number; a text needs quotes: 'deep.a=\"nan\"'"),
         (["--arms", "middle"], "no arm middle in this study: choose low, high"),
         (["--preset", "paper"], f"{path} has only the preset demo"),
     ):

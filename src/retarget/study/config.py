@@ -6,7 +6,7 @@ read only them, and so know no method.
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
@@ -23,10 +23,25 @@ def json_table(value: Any) -> Any:
     Raises:
         ValueError: a value is no JSON value.
     """
+    wanted = "settings must be numbers, texts, lists and tables of these"
+    for name, one in _not_finite(value):
+        raise ValueError(f"{wanted}: {name} = {one} is no finite number; a text needs quotes: '{name}=\"{one}\"'")
     try:
         return json.loads(json.dumps(to_jsonable_python(value), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"settings must be numbers, texts, lists and tables of these: {error}") from error
+        raise ValueError(f"{wanted}: {error}") from error
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers in a table that are not finite, each with its key, also inside tables and lists."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _not_finite(one, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _not_finite(one, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield name, value
 
 
 Settings = Annotated[dict[str, Any], BeforeValidator(json_table)]
