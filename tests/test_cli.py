@@ -86,6 +86,15 @@ USAGE = {
         ["judge", "--lm-eval", "a", "--lm-eval", "b", "--claims", "c"],
         "--lm-eval is given twice, and the second would replace the first: write --lm-eval A B",
     ),
+    "no seeds": (
+        ["study", "toy", "--seeds", "--out", "x"],
+        "--seeds has no value: write --seeds 0 1 2, or leave --seeds out",
+    ),
+    "no arms": (["study", "toy", "--arms"], "--arms has no value: write --arms A B, or leave --arms out"),
+    "no weights": (
+        ["study", "toy", "--looks", "3", "5", "--look_weights"],
+        "--look-weights has no value: write --look-weights .4 .6, or leave --look-weights out",
+    ),
     "key twice": (
         ["study", "toy", "--set", "lift=1", "table.a=1", "table.b=2", "table.a=3"],
         "--set gives table.a twice, and the second would replace the first: give it once",

@@ -25,7 +25,7 @@ from retarget.settings import merged, parse_settings, read_config
 from retarget.study import own
 from retarget.study.config import StudyPlan
 from retarget.study.tracking import refuse_missing
-from retarget.verbs import refuse_twice
+from retarget.verbs import refuse_empty, refuse_twice
 
 if TYPE_CHECKING:
     from retarget.study.executor import Executor
@@ -126,10 +126,9 @@ class ReportArguments:
 
 def study(words: list[str]) -> int:
     """Run ``retarget study METHOD ...`` and return the exit code."""
-    refuse_twice(
-        words, {"--set": "A=1 B=2", "--seeds": "0 1 2", "--arms": "A B", "--looks": "3 5", "--look-weights": ".4 .6",
-                "--cluster": "A=1 B=2"}
-    )  # fmt: skip
+    listed = {"--seeds": "0 1 2", "--arms": "A B", "--looks": "3 5", "--look-weights": ".4 .6"}
+    refuse_twice(words, {"--set": "A=1 B=2", **listed, "--cluster": "A=1 B=2"})
+    refuse_empty(words, listed)
     with importable(Path.cwd()):
         helped = bool({"-h", "--help"} & set(words))
         rest = [word for word in words if word not in ("-h", "--help")]

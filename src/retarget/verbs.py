@@ -61,6 +61,22 @@ def refuse_twice(words: Sequence[str], options: Mapping[str, str]) -> None:
             raise UsageError(f"{name} is given twice, and the second would replace the first: write {name} {example}")
 
 
+def refuse_empty(words: Sequence[str], options: Mapping[str, str]) -> None:
+    """Refuse an option of several values that is given without any, as by a shell variable that is not set.
+
+    Args:
+        words: the arguments of a command.
+        options: an example of the values of each such option.
+
+    Raises:
+        UsageError: one has no value; left out, it would mean all of them.
+    """
+    for word, after in zip(words, [*words, "--"][1:], strict=True):
+        name = word.replace("_", "-")
+        if name in options and after.startswith("--"):
+            raise UsageError(f"{name} has no value: write {name} {options[name]}, or leave {name} out")
+
+
 def find(prog: str, verbs: Verbs, name: str) -> Callable[[list[str]], int]:
     """Import a verb's module and return its function.
 
