@@ -21,7 +21,7 @@ from retarget.pope.graders import BUILT_IN
 from retarget.pope.problems import Problem, read_problems, utf8
 from retarget.pope.prompts import Prompts
 from retarget.pope.rollouts import Engine, Sampling
-from retarget.settings import merged, parse_setting, resolve_settings
+from retarget.settings import parse_settings, resolve_settings
 
 if TYPE_CHECKING:
     from retarget.pope.grading import Grader
@@ -149,8 +149,8 @@ class Asking:
         """
         from retarget.pope.engines import is_server, open_engine
 
-        template = _pairs(self.chat_switches, "--chat-switches")
-        options = _pairs(self.engine_options, "--engine-options")
+        template = parse_settings(self.chat_switches, "--chat-switches")
+        options = parse_settings(self.engine_options, "--engine-options")
         if is_server(self.model):
             if options:
                 raise UsageError("--engine-options does not apply to a server: set its options where it is started")
@@ -228,13 +228,6 @@ class Cost:
         tokens = rollouts * self.mean_tokens
         hours = tokens / self.throughput / 3600
         return {"rollouts_at_most": rollouts, "tokens": tokens, "gpu_hours": round(hours, 2), "note": note}
-
-
-def _pairs(words: tuple[str, ...], option: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for one in words:
-        found = merged(found, parse_setting(one, option))
-    return found
 
 
 def said(sampled: int, rollouts: int, journal: Path, grader: "Grader") -> None:

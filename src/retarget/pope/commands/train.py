@@ -18,7 +18,7 @@ from retarget.helptext import one_paragraph
 from retarget.pope.commands.options import Cost, lines
 from retarget.pope.resume import refuse_own_model
 from retarget.pope.settings import TrainingSettings, check_columns, drawn, grpo_arguments
-from retarget.settings import merged, parse_setting, read_config, resolve_settings
+from retarget.settings import merged, parse_settings, read_config, resolve_settings
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ class Train:
         if self.track:
             refuse_missing(self.track)
         given: dict[str, Any] = {"cycles": self.cycles, **(read_config(self.config) if self.config else {})}
-        for one in self.set:
-            given = merged(given, parse_setting(one))
+        given = merged(given, parse_settings(self.set))
         try:
             settings = resolve_settings(TrainingSettings, given, "training settings")
         except UserError as error:
