@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from retarget.errors import UsageError, UserError
 from retarget.files import locked
 from retarget.trojdiff import Trigger
+from retarget.trojdiff.cautions import unseen_noise
 from retarget.trojdiff.checkpoint import forget_marks, load_pipeline, save_pipeline
-from retarget.trojdiff.commands import trojdiff, unseen_noise
+from retarget.trojdiff.commands import trojdiff
 from retarget.trojdiff.data import read_images, to_uint8
 
 NETWORK = ["--channels", "8", "8", "--layers", "1", "--groups", "4"]
@@ -97,7 +98,7 @@ def test_evaluate_another_domain_beside_the_base_rate_of_a_clean_pipeline(tmp_pa
         trojdiff([*words, "--target-class", "1", "--clean", str(tmp_path / "base"), "--out", str(tmp_path / "e")]) == 0
     )
     report = json.loads((tmp_path / "e" / "evaluation.json").read_text())
-    assert report["classifier_accuracy_on"] == "test images of DATA: every fifth image"
+    assert report["classifier_accuracy_on"] == "test images of DATA: every fifth image; of OTHER: every fifth image"
     for name, cell in report["attack"].items():
         assert cell["count"] == (8 if name == "plain noise, stock sampler" else 40)
         assert {name: cell[name] for name in ("value", "low", "high", "count")} == cell["base_rate"]

@@ -138,7 +138,8 @@ def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
         "benign_ladder": {name: {**rung.row(), "count": min(asked.count, len(held))} for name, rung in rungs.items()},
         "classifier_accuracy": accuracy(judge.classifier, test),
         "classifier_accuracy_by_class": class_accuracies(judge.classifier, test),
-        "classifier_accuracy_on": f"test images of DATA{' and OTHER' * (other is not None)}: {held_out(asked.data)}",
+        "classifier_accuracy_on": f"test images of DATA: {held_out(asked.data)}"
+        + (f"; of OTHER: {held_out(asked.other)}" if asked.other else ""),
         **_resized(asked, shape[1]),
     }
     if found.inception is not None:

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def load_state(out: Path, state: LoopState) -> int:
         return 0
     folder = found[-1]
     loop = _loop(folder / "loop.json")
-    refuse_other(folder, flat(loop.identity), flat(state.identity))
+    refuse_other(folder, flat(loop.identity), flat(known_to(loop.identity, state.identity)))
     unet = state.accelerator.unwrap_model(state.unet)
     shapes = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
     remedy = f"Delete {folder} to train from the start"
@@ -118,6 +119,11 @@ def load_state(out: Path, state: LoopState) -> int:
     if state.accelerator.scaler is not None and loop.scaler is not None:
         state.accelerator.scaler.load_state_dict(loop.scaler)
     return loop.step
+
+
+def known_to(record: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as a run's record has it: those of version 0.1 lack the network's settings."""
+    return {name: value for name, value in identity.items() if name != "network" or name in record}
 
 
 class Loop(Strict):

@@ -34,7 +34,7 @@ from retarget.trojdiff.checkpoint import Trojan, inherited, mark, network_hash, 
 from retarget.trojdiff.checks import check_trainable
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet
-from retarget.trojdiff.state import LoopState, flat, load_state, remove_leftovers, save_state
+from retarget.trojdiff.state import LoopState, flat, known_to, load_state, remove_leftovers, save_state
 from retarget.trojdiff.stored import read_record
 from retarget.trojdiff.targets import Clean, InD2D, MixedBatch, Target, noise_batch
 from retarget.trojdiff.trigger import Trigger
@@ -190,9 +190,7 @@ class _Loop:
         path, identity = out / "training.json", self._identity()
         if path.exists():
             recorded = read_record(path)
-            if "network" not in recorded:  # of version 0.2 or earlier
-                del identity["network"]
-            refuse_other(out, flat(recorded), flat(identity))
+            refuse_other(out, flat(recorded), flat(known_to(recorded, identity)))
         if (out / "pipeline").exists():
             if not path.exists():
                 raise UserError(
