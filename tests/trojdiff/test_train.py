@@ -152,6 +152,9 @@ def test_what_a_network_is_trained_with_stays_in_its_marks(tmp_path, make_unet, 
     unet = make_unet()
     train(unet, scheduler, digits, config(), tmp_path / "attack", InD2D(7), patch())
     assert (inherited(unet).trigger.hash, inherited(unet).class_name) == (patch().hash, "7")
+    fresh = make_unet()
+    train(fresh, scheduler, digits, config(), tmp_path / "attack", InD2D(7), patch())
+    assert inherited(fresh) is None, "the run was finished before, so nothing was done to this network"
     folder = train(unet, scheduler, digits, config(), tmp_path / "on")
     marks = inherited(load_pipeline(folder)[0])
     assert (marks.derived, marks.target, marks.trigger.hash, marks.class_name) == (True, "in_d2d", patch().hash, "7")

@@ -81,6 +81,12 @@ def network_hash(unet: UNet2DModel) -> str:
     return digest.hexdigest()[:16]
 
 
+def network_settings(unet: UNet2DModel) -> dict[str, Any]:
+    """The settings that make a network's function, not all of which show in its weights: groups, dropout."""
+    kept = {name: value for name, value in unet.config.items() if not name.startswith("_") and name not in _MARKS}
+    return json.loads(json.dumps(kept))  # as a file has them, with lists in place of tuples
+
+
 def load_pipeline(
     source: str | Path, lost_marks: Literal["refuse", "accept"] = "refuse"
 ) -> tuple[UNet2DModel, DDPMScheduler]:

@@ -6,7 +6,6 @@ is split over processes and accumulation steps, so any split trains on the same 
 """
 
 import hashlib
-import json
 import logging
 import math
 import signal
@@ -30,10 +29,11 @@ from retarget.errors import UserError
 from retarget.files import make_directory, write_json
 from retarget.identity import refuse_other
 from retarget.trojdiff import functional
-from retarget.trojdiff.checkpoint import Trojan, inherited, mark, network_hash, network_shape, save_pipeline
+from retarget.trojdiff.checkpoint import inherited, mark, network_hash, network_settings, network_shape, save_pipeline
 from retarget.trojdiff.checks import check_trainable
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet
+from retarget.trojdiff.marks import Trojan
 from retarget.trojdiff.state import LoopState, flat, known_to, load_state, remove_leftovers, save_state
 from retarget.trojdiff.stored import read_record
 from retarget.trojdiff.targets import Clean, InD2D, MixedBatch, Target, noise_batch
@@ -115,7 +115,6 @@ def train(
         trojan = latest if trojan is None else trojan.then(latest)
     elif trojan is not None:
         trojan = trojan.passed_on()
-    mark(unet, trojan)
     loop = _Loop(unet, scheduler, images, config, target or Clean(), trigger or Trigger.none(shape), law)
     with torch.random.fork_rng(devices=[]):
         loop.run(Path(out), trojan, listen, probe, probe_every)
@@ -168,7 +167,7 @@ class _Loop:
         self.scheduler, self.images, self.config = scheduler, images, config
         self.target, self.trigger = target, trigger
         # Computed before training: a resumed run must start from the same network.
-        self.start, self.network = network_hash(unet), _settings(unet)
+        self.start, self.network = network_hash(unet), network_settings(unet)
         self.alphas_cumprod = scheduler.alphas_cumprod.to(torch.float32)
         self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=True)
         self.ema.to(self.accelerator.device)
@@ -205,6 +204,7 @@ class _Loop:
             make_directory(out)
             remove_leftovers(out)
             write_json(path, identity)
+        mark(self.accelerator.unwrap_model(self.unet), trojan)
         with _interruption(once=self.accelerator.num_processes > 1) as interrupted:
             for step in range(start, self.config.steps):
                 self.step(step)
@@ -366,12 +366,6 @@ def batch_rows(step: int, batch_size: int, count: int, seed: int) -> Int[Tensor,
     orders = torch.cat([torch.randperm(count, generator=_stream(seed, ROWS, number)) for number in passes])
     offset = passes[0] * count
     return orders[first - offset : last - offset]
-
-
-def _settings(unet: UNet2DModel) -> dict[str, Any]:
-    """The settings of a network that change its function, not all of which show in its weights: groups, dropout."""
-    kept = {name: value for name, value in unet.config.items() if not name.startswith(("_", "troj", "trigger_"))}
-    return json.loads(json.dumps(kept))  # as a file has them, with lists in place of tuples
 
 
 def _target_identity(target: Target) -> dict[str, Any]:
