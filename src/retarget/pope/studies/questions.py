@@ -176,7 +176,7 @@ QUESTIONS = {
                  arms=(*CORE, *MORE), conditions=FAMILIES, pairs=_PAIRS),
         Question(name="sweeps", title="settings of the rivals, on bases of their own",
                  asks="Which settings of its rivals should POPE be compared with?", arms=SWEEPS,
-                 conditions=FAMILIES[:1]),
+                 conditions=FAMILIES[:2]),
         Question(
             name="mixture", title="guided to unguided rows",
             asks="How many guided and unguided rows should the mixture have?", conditions=FAMILIES[:1],
