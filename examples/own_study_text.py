@@ -2,16 +2,18 @@
 
     retarget study own_study_text.py --set train=train.jsonl test=test.jsonl text=problem labels=type,level
 
-Rows of JSON (plain or .gz) hold a text and one or more fields to predict; a row without a field (or with null, NaN or
-no text in it) is left out where that field is predicted. The classifier averages vectors of words and pairs of words
-(Joulin et al. 2016), between dropout. A part of the training rows, the same for every seed, fits the temperature, if
-they tell one. No claim is tested between classifiers that are no better than naming the most frequent class.
+Files of one JSON object per line (plain or .gz) hold a text and one or more fields to predict; a row without the text
+or the field (or with null, NaN or nothing in it) is left out where that field is predicted. The classifier averages
+vectors of words and pairs of words (Joulin et al. 2016), between dropout. A part of the training rows, the same for
+every seed, fits the temperature, if they tell one. No claim is tested between classifiers that are no better than
+naming the most frequent class.
 """
 
 import gzip
 import itertools
 import json
 import math
+import re
 from typing import Any, Literal
 
 import numpy as np
@@ -49,7 +51,11 @@ METRICS = (
     Metric(name="temperature", label="fitted temperature", optional=True),
     Metric(name="best_epoch", label="epoch of the lowest validation NLL", decimals=0),
     Metric(name="repeated", label="test texts that are also texts of the training file", decimals=0),
+    Metric(
+        name="repeated_validation", label="validation texts that are also training texts", decimals=0, optional=True
+    ),
 )
+WANTED = "One JSON object per line is read; convert CSV, TSV and JSON arrays"
 TEMPERATURES = (0.1, 10.0)
 """Beyond these no temperature is told: nearly every validation row is right, or not more of them than by chance."""
 
@@ -127,11 +133,12 @@ def run(run: Run) -> dict[str, float]:
         run.progress(epoch + 1, s["epochs"])
     temperature = c.fit_temperature(logits(model, validation), val_y)
     raw, scaled = (c.apply_temperature(logits(model, test), one) for one in (1.0, temperature))
-    known = set(map(str.strip, texts))
+    known, learnt = set(map(str.strip, texts)), {texts[place].strip() for place in kept}
     found = {
         "top1": 100 * c.accuracy(raw, test_labels), "top1_chance": better_than_chance(test_labels.numpy()),
         "nll": c.negative_log_likelihood(raw, test_labels), "best_epoch": float(np.argmin(losses)),
         "repeated": sum(one.strip() in known for one in test_texts),
+        "repeated_validation": sum(texts[place].strip() in learnt for place in held),
     }  # fmt: skip
     if not TEMPERATURES[0] < temperature < TEMPERATURES[1]:
         return found
@@ -143,7 +150,7 @@ def run(run: Run) -> dict[str, float]:
 
 
 def analyse(results: Results) -> Analysis:
-    """What the page must say of runs without a temperature, and of test texts that were there in training."""
+    """What the page must say of runs without a temperature, and of texts that are there in training, too."""
     notes: list[str] = []
     for condition, arm in itertools.product(results.plan.conditions, results.plan.arms):
         runs = zip(results.seeds, results.runs(condition.name, arm.name), strict=True)
@@ -152,7 +159,7 @@ def analyse(results: Results) -> Analysis:
             notes.append(
                 f"{condition.label}: nearly every validation row is right, or no more of them than by chance, for "
                 f"{arm.label} (seed{'s' * (len(without) > 1)} {', '.join(without)}), so no temperature can be fitted: "
-                "nothing after temperature is measured there. Set validation_rows higher."
+                "nothing after temperature is measured there. Set validation_rows higher, unless its texts are copies."
             )
     for condition in results.plan.conditions:
         runs = [run for arm in results.plan.arms for run in results.runs(condition.name, arm.name) if run]
@@ -161,6 +168,12 @@ def analyse(results: Results) -> Analysis:
                 f"{condition.label}: {count:,} of the test texts are also texts of the training file: there the test "
                 "part measures memory. Leave them out of the training file."
             )
+        if count := max((int(run.metrics.get("repeated_validation", 0)) for run in runs), default=0):
+            notes.append(
+                f"{condition.label}: {count:,} of {results.plan.settings['validation_rows']:,} validation texts are "
+                "training texts, too: the temperature is fitted to what may be known by heart, and what is said after "
+                "temperature can be wrong. Leave one copy of each text in the training file."
+            )
     return Analysis(notes=notes)
 
 
@@ -168,22 +181,24 @@ def read(file: str, text: str, label: str) -> tuple[list[str], list[str]]:
     """Texts and labels of the rows that have both.
 
     Raises:
-        UserError: a row is not JSON, a label is no class, or no row has both.
+        UserError: a row is not JSON in UTF-8, a text is a list, a label is no class, or no row has both.
     """
     opened = gzip.open if file.endswith(".gz") else open
     rows: list[tuple[int, dict[str, Any]]] = []
-    with opened(file, "rt", encoding="utf-8-sig") as lines:
+    with opened(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line) if line.strip() else {}
+                row = json.loads(line.decode("utf-8-sig")) if line.strip() else {}
+            except UnicodeDecodeError as error:
+                raise UserError(f"{file}, line {number}: not UTF-8 ({error.reason}): convert the file") from error
             except ValueError as error:
-                raise UserError(f"{file}, line {number}: not JSON: {error}") from error
+                raise UserError(f"{file}, line {number}: not JSON: {error}. {WANTED}") from error
             if not isinstance(row, dict):
-                raise UserError(f"{file}, line {number}: not a JSON object with {text} and {label}")
+                raise UserError(f"{file}, line {number}: not a JSON object with {text} and {label}. {WANTED}")
             rows += [(number, row)] if row else []
-    said = [(number, row[text], row.get(label)) for number, row in rows if row.get(text)]
-    found = [(str(one), class_of(value, f"{file}, line {number}: {label}")) for number, one, value in said]
-    found = [(one, name) for one, name in found if name]
+    said = [(text_of(row.get(text), f"{file}, line {number}: {text}"),
+             class_of(row.get(label), f"{file}, line {number}: {label}")) for number, row in rows]  # fmt: skip
+    found = [(one, name) for one, name in said if one and name]
     if not found:
         there = f"The first row has {', '.join(rows[0][1])}" if rows else "It is empty"
         raise UserError(f"{file}: no row has both {text} and {label}. {there}")
@@ -191,13 +206,24 @@ def read(file: str, text: str, label: str) -> tuple[list[str], list[str]]:
     return list(texts), list(labels)
 
 
-def class_of(value: Any, where: str) -> str:
-    """The class that a label names, "" if it names none: 1 and 1.0 are one class.
+def text_of(value: Any, where: str) -> str:
+    """The text of a row, "" if it has none: null, NaN, or nothing but spaces."""
+    if isinstance(value, list | dict):
+        raise UserError(f"{where} is a {type(value).__name__}, but a text is one string: join its parts")
+    return "" if _missing(value) or not str(value).strip() else str(value)
 
-    >>> class_of(1.0, ""), class_of("spam", ""), class_of(None, "")
-    ('1', 'spam', '')
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def class_of(value: Any, where: str) -> str:
+    """The class that a label names, "" if it names none: 1, 1.0, "1.0" and true are one class.
+
+    >>> class_of(1.0, ""), class_of("1.0", ""), class_of(True, ""), class_of("spam", ""), class_of(None, "")
+    ('1', '1', '1', 'spam', '')
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if _missing(value):
         return ""
     if isinstance(value, list | dict):
         raise UserError(f"{where} is a {type(value).__name__}, but a label is one class, a text or a whole number")
@@ -205,7 +231,7 @@ def class_of(value: Any, where: str) -> str:
         raise UserError(f"{where} is {value}, a score and no class: make classes of it")
     if isinstance(value, int | float) and value < 0:
         raise UserError(f"{where} is {value}: leave out rows without a label; if it is a class, name it by a text")
-    return str(int(value)) if isinstance(value, float) else str(value).strip()
+    return str(int(value)) if isinstance(value, int | float) else re.sub(r"^(\d+)\.0+$", r"\1", str(value).strip())
 
 
 class Bags:

@@ -118,12 +118,20 @@ def test_texts_of_ones_own_are_classified(tmp_path, monkeypatch):
         example.read(str(tmp_path / "train.jsonl.gz"), "says", "colors")
     for content, message in (
         ('{"says": "a", "n": 1}\n\n{says}\n', "line 3: not JSON"), ('[{"says": "a"}]', "line 1: not a JSON object"),
+        ("says,n\na,1\n", r"line 1: not JSON: .*\. One JSON object per line is read; convert CSV, TSV and JSON arrays"),
+        ('{"says": ["a", "b"], "n": 1}', "line 1: says is a list, but a text is one string"),
+        ('{"says": NaN, "n": 1}\n{"says": " ", "n": 1}\n', "no row has both says and n"),
         ("\n", "no row has both says and n. It is empty"),
     ):  # fmt: skip
         (tmp_path / "odd.jsonl").write_text(content)
         with pytest.raises(UserError, match=message):
             example.read(str(tmp_path / "odd.jsonl"), "says", "n")
     odd = tmp_path / "odd.jsonl"
+    odd.write_bytes('{"says": "a", "n": 1}\n{"says": "caf\u00e9", "n": 1}\n'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"odd\.jsonl, line 2: not UTF-8 \(.*\): convert the file"):
+        example.read(str(odd), "says", "n")
+    odd.write_text("".join(f'{{"says": "a", "n": {n}}}\n' for n in ("1", "true", '"1.0"', "0", "false", '"0.00"')))
+    assert example.read(str(odd), "says", "n")[1] == ["1", "1", "1", "0", "0", "0"]
     odd.write_text("".join(f'{{"says": "a", "n": {n}}}\n' for n in ("1", "1.0", '"1"', "NaN", "null", '""', '" "')))
     assert example.read(str(odd), "says", "n")[1] == ["1", "1", "1"]
     one = {**example.SETTINGS, **given, "train": str(odd), "labels": "n"}
@@ -176,6 +184,7 @@ def test_a_text_classifier_that_only_names_the_most_frequent_class_decides_nothi
     said = "or no more of them than by chance, for cross-entropy (seeds 0, 1), so no temperature can be fitted"
     assert said in notes[0]
     assert notes[2].startswith("label: 40 of the test texts are also texts of the training file: there the test part")
+    assert notes[3].startswith("label: 50 of 50 validation texts are training texts, too: the temperature is fitted")
 
 
 def test_a_network_with_weights_of_a_package(monkeypatch):
