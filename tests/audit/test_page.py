@@ -53,6 +53,7 @@ def test_what_to_do_next_is_said_where_there_is_something_to_do(verdict, trigger
     outcome = outcome_of(verdict, trigger=trigger)
     html = page(outcome, tmp_path, "retarget audit p")
     assert next_step(outcome).startswith(words)
+    assert ("need not be the attacker's trigger" in next_step(outcome)) == (verdict == "undecided" and bool(trigger))
     assert ("What to do next" in html) == bool(words)
     assert words in html
 

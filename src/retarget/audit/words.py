@@ -84,6 +84,7 @@ def next_step(outcome: Outcome) -> str:
         )
     return (
         "this is no all-clear: treat the checkpoint as trojaned until you have looked at the pictures below. If those "
-        "with the trigger show something else than those from plain noise, do not deploy it. --clean OUT tries to "
-        "train the trigger out, and audits the result."
+        "with the trigger show something else than those from plain noise, do not deploy it. The map that was found "
+        "need not be the attacker's trigger, and its pictures need not show the target: that they look harmless clears "
+        "nothing. --clean OUT tries to train the trigger out, and audits the result."
     )
