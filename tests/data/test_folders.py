@@ -23,6 +23,35 @@ def test_parts_of_other_names_are_not_taken_for_classes(parts, tmp_path):
         read(f"folder:{tmp_path}")
 
 
+@pytest.mark.parametrize(("folders", "found"), [
+    (("train", "test1"), "test1 beside it is named like a held-out part"),  # Kaggle's Dogs vs Cats
+    (("train/0", "train/1", "unlabeled"), "unlabeled beside it is named like"),  # STL-10
+    (("Training/x", "Training/y", "Test_Set"), "Test_Set beside it is named like"),
+    (("train/x", "train/y", "test1/x"), "test1 beside it is named like"),
+    (("train", "images", "masks", "val2017", "held-out"), "held-out, val2017 beside it are named like"),
+    (("train", "seg_test"), "seg_test beside it is named like"),
+    (("train/x", "train/y", "others"), r"it has sub-folders \(x, y\), and others beside it none or only"),
+    (("train/x", "train/y", "train/z", "rest/y", "rest/z"), r"it has sub-folders \(x, y, z\), and rest beside it"),
+])  # fmt: skip
+def test_a_training_part_beside_oddly_named_parts_is_no_class(folders, found, tmp_path):
+    folders_of(tmp_path, *folders)
+    with pytest.raises(UserError, match=f"its folder [Tt]rain(ing)? looks like the training part .*: {found}.* Call"):
+        read(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("others", [
+    ("tractor", "trout"), ("testudo", "valley"), ("bus", "test_tube", "crash_test", "devil"), ("bus/side", "car/front"),
+])  # fmt: skip
+def test_a_class_may_be_called_train(others, tmp_path):
+    folders_of(tmp_path, "train", *others)
+    assert read(f"folder:{tmp_path}").names == tuple(sorted({"train", *(name.split("/")[0] for name in others)}))
+
+
+def test_a_class_called_train_may_have_sub_folders_beside_its_images(tmp_path):
+    folders_of(tmp_path, "train", "train/night", "tractor")
+    assert read(f"folder:{tmp_path}").names == ("tractor", "train")
+
+
 def test_classes_with_sub_folders_stay_classes_and_are_told(tmp_path, caplog):
     folders_of(tmp_path, "cat/front", "cat/side", "dog/front", "dog/side")
     assert read(f"folder:{tmp_path}").names == ("cat", "dog")

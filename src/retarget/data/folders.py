@@ -1,8 +1,9 @@
 """Images in folders: one per class, alone or in a training part and held-out parts."""
 
 import logging
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +18,11 @@ _HIDDEN = (".", "__MACOSX")
 _TRAIN = ("train", "training")
 _HELD_OUT = ("test", "testing", "val", "valid", "validation", "eval", "dev")
 """Names of parts, in any case: the first that exists is the test part, the second is for validation."""
+_WORD = r"(?:tests?|testing|val|valid|validation|eval|evaluation|dev|development|(?:hold|held)[-_ ]?out|unlabell?ed)"
+_MORE = rf"(?:{_WORD}|sets?|data|images?|imgs?|pictures?|photos?|part|split|stage|stg|public|private|final|[\W\d_])*"
+_PART_NAME = re.compile(rf"{_MORE}{_WORD}{_MORE}", re.IGNORECASE)
+"""Other names of held-out parts: test1, val2017, test_images, but not a class's such as testudo or test_tube."""
+_PART_WORD = re.compile(rf"(?<![^\W\d_]){_WORD}(?![^\W\d_])", re.IGNORECASE)
 
 
 def parts_among(names: Iterable[str]) -> tuple[str, list[str]]:
@@ -44,8 +50,8 @@ def read_folder(path: Path) -> Source:
     """The dataset in a folder, by the names of its sub-folders.
 
     Raises:
-        UserError: it is a file, its folders are parts of unknown names, a folder of a class has no image, or none that
-            can be read, or a held-out part has no folder of a class, or one of a class of its own.
+        UserError: it is a file, its folders seem to be parts of unknown names, a folder of a class has no image, or
+            none that can be read, or a held-out part has no folder of a class, or one of a class of its own.
     """
     if not path.is_dir():
         raise UserError(f"{path} is a file, not a folder of images")
@@ -55,6 +61,8 @@ def read_folder(path: Path) -> Source:
     alone = len(folders) == 1 and bool(train and _classes(path / train))
     if not train or not (others or alone):
         _refuse_parts_as_classes(path, folders)
+        if train and len(folders) > 1:
+            _refuse_training_part_as_class(path, train, [name for name in folders if name != train])
         names = _classes(path) or (".",)
         return Source(names, _folder_part(path, names))
     names = _classes(path / train) or (".",)
@@ -74,10 +82,37 @@ def _refuse_parts_as_classes(path: Path, folders: tuple[str, ...]) -> None:
     for inside, names in alike.items():
         if len(names) > 1 and any(part in name.lower() for name in names for part in ("train", "test", "valid")):
             raise UserError(
-                f"{path}: its folders {', '.join(names)} have the same sub-folders ({', '.join(inside[:4])}"
-                f"{', ...' * (len(inside) > 4)}), so they look like parts of the data and not like classes: call them "
-                "train and test (and val)"
+                f"{path}: its folders {', '.join(names)} have the same sub-folders ({_listed(inside)}), so they look "
+                "like parts of the data and not like classes: call them train and test (and val)"
             )
+
+
+def _refuse_training_part_as_class(path: Path, train: str, beside: list[str]) -> None:
+    """Raise UserError if the folder "train" has folders like those of classes, or stands beside a part by its name.
+
+    A class may be called train, such as CIFAR-100's: it has images, and beside it are classes.
+    """
+    inside = _classes(path / train)
+    loose = any(is_picture(one) for one in (path / train).iterdir())
+    named = [name for name in beside if _PART_NAME.fullmatch(name)]
+    if not named and all(_PART_WORD.search(name) for name in beside):
+        named = beside
+    if named:
+        found = f"{_listed(named)} beside it {'are' if len(named) > 1 else 'is'} named like a held-out part"
+    elif inside and not loose and all(set(_classes(path / name)) <= set(inside) for name in beside):
+        found = f"it has sub-folders ({_listed(inside)}), and {_listed(beside)} beside it none or only some of them"
+    else:
+        return
+    raise UserError(
+        f"{path}: its folder {train} looks like the training part and not like a class: {found}. Call the parts train "
+        "and test (and val), each with one folder per class, and move images without a class out of "
+        f"{path.name or path}; if {train} is a class, give its folder another name, and its images no sub-folders"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first four of the names."""
+    return ", ".join(names[:4]) + ", ..." * (len(names) > 4)
 
 
 def _held_out_folder(path: Path, names: tuple[str, ...]) -> Part:
