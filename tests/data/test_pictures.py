@@ -220,24 +220,29 @@ def test_twelve_bits_in_files_of_more_are_refused_and_not_made_black(top, suffix
         list(decode_all(pictures, 1))
 
 
-def sixteen_bit_colour(path, top):
-    """A PNG of 2×2 pixels with 16 bits per channel in colour, which Pillow does not write."""
+def sixteen_bit_png(path, kind, *pixel):
+    """A PNG of 2×2 pixels with 16 bits per channel, one black and one given, which Pillow does not write."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    rows = b"".join(b"\0" + struct.pack(">6H", 0, 1, 2, top, 0, 7) for _ in range(2))
-    head = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    alpha = (65535,) * (kind in (4, 6))
+    row = (*(0 for _ in pixel), *alpha, *pixel, *alpha)
+    rows = b"".join(b"\0" + struct.pack(f">{len(row)}H", *row) for _ in range(2))
+    head = struct.pack(">IIBBBBB", 2, 2, 16, kind, 0, 0, 0)
     parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
     return Picture(str(path), path)
 
 
-def test_twelve_bits_in_colour_are_refused_too(tmp_path):
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (6, 3), (4, 1)])  # RGB, and RGB and grey with an opaque alpha
+def test_twelve_bits_in_colour_or_with_alpha_are_refused_too(kind, channels, tmp_path):
     with pytest.raises(UserError, match=r"c\.png: .* 16 or 32 bits but go only to 4095"):
-        list(decode_all([sixteen_bit_colour(tmp_path / "c.png", 4000)], 3))
-    (pixels,) = decode_all([sixteen_bit_colour(tmp_path / "w.png", 65535)], 3)
+        list(decode_all([sixteen_bit_png(tmp_path / "c.png", kind, *[4000, 0, 7][:channels])], 3))
+    (pixels,) = decode_all([sixteen_bit_png(tmp_path / "w.png", kind, *[65535, 0, 7][:channels])], 3)
     assert (pixels.shape, pixels.max()) == ((3, 2, 2), 255)
+    (pixels,) = decode_all([sixteen_bit_png(tmp_path / "b.png", kind, *[0] * channels)], 3)
+    assert pixels.max() == 0
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -164,8 +164,10 @@ def _decoded(picture: Picture, channels: int, size: int | None, crop: bool) -> t
         colour_of_16 = not _is_wide(image) and any(";16" in str(tile) for tile in image.tile)
         image = require("PIL.ImageOps", "vision").exif_transpose(image)
         image, largest = _eight_bits(image, picture.name)
-        if colour_of_16 and (kept := int(np.asarray(image).max())):  # Pillow keeps the upper eight bits
-            largest = kept << 8 | 255
+        if colour_of_16:  # Pillow keeps the upper eight bits; an opaque alpha is no bright colour
+            colours = image.convert("RGB") if "A" in image.getbands() else image
+            if kept := int(np.asarray(colours).max()):
+                largest = kept << 8 | 255
         image = _opaque(image, picture.name).convert("RGB" if channels == 3 else "L")
         if size is not None:
             if crop:
