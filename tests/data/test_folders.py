@@ -55,11 +55,32 @@ def test_a_class_called_train_may_have_sub_folders_beside_its_images(tmp_path):
 def test_classes_with_sub_folders_stay_classes_and_are_told(tmp_path, caplog):
     folders_of(tmp_path, "cat/front", "cat/side", "dog/front", "dog/side")
     assert read(f"folder:{tmp_path}").names == ("cat", "dog")
-    assert "4 folders (cat/front, cat/side, dog/front, dog/side) are merged into 2 classes (cat, dog)" in caplog.text
+    told = "4 folders (cat/front, cat/side, dog/front, dog/side) are merged into 2 classes (cat, dog)"
+    assert told in caplog.text
     caplog.clear()
     folders_of(tmp_path, "cow")
     assert read(f"folder:{tmp_path}").names == ("cat", "cow", "dog")
-    assert "merged" not in caplog.text
+    assert told in caplog.text
+
+
+@pytest.mark.parametrize(("folders", "told"), [
+    (("x", "x/masks", "y", "y/masks"), "4 folders (x, x/masks, y, y/masks) are merged into 2 classes (x, y): if they"),
+    (("x/p", "x/q", "y/p"), "2 folders (x/p, x/q) are merged into 1 class (x): if they are the classes"),
+    (("x", "y", "y/@eaDir/0"), "2 folders (y, y/@eaDir/0) are merged into 1 class (y)"),
+    (("train/x", "train/y", "test/x", "test/x/thumbs"), "test: 2 folders (x, x/thumbs) are merged into 1 class (x)"),
+])  # fmt: skip
+def test_images_of_a_class_from_more_than_one_folder_are_told(folders, told, tmp_path, caplog):
+    folders_of(tmp_path, *folders)
+    assert read(f"folder:{tmp_path}").names == ("x", "y")
+    assert told in caplog.text
+    assert caplog.text.count("merged") == 1
+
+
+def test_one_folder_per_class_is_not_told_of(tmp_path, caplog):
+    folders_of(tmp_path, "cow", "cat/images", "dog/a/b")
+    (tmp_path / "cow" / "notes").mkdir()
+    assert read(f"folder:{tmp_path}").names == ("cat", "cow", "dog")
+    assert caplog.text == ""
 
 
 def test_a_name_in_another_unicode_form_is_told(tmp_path):

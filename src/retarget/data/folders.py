@@ -146,6 +146,7 @@ def _folder_part(home: Path, names: tuple[str, ...], present: list[str] | None =
     """The images from one folder per class; ``present`` lists the classes that exist, by default all."""
     pictures: list[Picture] = []
     labels: list[int] = []
+    folders: dict[str, list[str]] = {}
     loose = sorted(one for one in home.iterdir() if is_picture(one) and one.is_file()) if names != (".",) else []
     if loose:
         _LOG.warning("%s: %d images beside the folders of classes are not used, such as %s",
@@ -161,19 +162,19 @@ def _folder_part(home: Path, names: tuple[str, ...], present: list[str] | None =
             )
         pictures += found
         labels += [label] * len(found)
-    _warn_of_merged(home, names)
+        folders[name] = sorted(at.relative_to(home).as_posix() for at in {Path(one.name).parent for one in found})
+    _warn_of_merged(home, folders)
     return Part(torch.tensor(labels), None, tuple(pictures))
 
 
-def _warn_of_merged(home: Path, names: tuple[str, ...]) -> None:
-    """Log if every class is a folder of several folders and no image, as if these were the classes."""
-    inside = {name: _classes(home / name) for name in names if name != "." and (home / name).is_dir()}
-    if not inside or min(map(len, inside.values())) < 2:
+def _warn_of_merged(home: Path, folders: dict[str, list[str]]) -> None:
+    """Log the classes whose images come from several folders: these may be the classes, or masks or thumbnails."""
+    several = {name: some for name, some in folders.items() if len(some) > 1}
+    if not several:
         return
-    if any(is_picture(one) for name in inside for one in (home / name).iterdir()):
-        return
-    merged = [f"{name}/{one}" for name, some in inside.items() for one in some]
+    merged = [one for some in several.values() for one in some]
     _LOG.warning(
-        "%s: %d folders (%s%s) are merged into %d classes (%s): if they are the classes, move them up one level",
-        home, len(merged), ", ".join(merged[:4]), ", ..." * (len(merged) > 4), len(inside), ", ".join(names[:4]),
+        "%s: %d folders (%s) are merged into %d class%s (%s): if they are the classes, move them up one level; if some "
+        "hold masks or thumbnails, move these out",
+        home, len(merged), _listed(merged), len(several), "es" * (len(several) > 1), _listed(list(several)),
     )  # fmt: skip
