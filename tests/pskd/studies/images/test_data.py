@@ -40,6 +40,21 @@ def test_classes_that_have_no_image_to_train_on_are_named(tmp_path, caplog):
              x_test=np.zeros((60, 8, 8), np.uint8), y_test=labels)  # fmt: skip
     split(demo(dataset=f"npz:{tmp_path / 'rare.npz'}", train_images=None, validation_images=15, batch_size=5))
     assert "15 of the test images' classes have no image left to train on" in caplog.text
+    assert "15 of the validation images' classes have no image left to train on" in caplog.text
+
+
+def test_classes_of_which_only_validation_has_an_image_are_named(tmp_path, caplog):
+    labels = np.r_[np.arange(40) % 2, np.arange(2, 22)]  # two classes of 20 images, and 20 classes of one
+    np.savez(tmp_path / "rare.npz", x_train=np.zeros((60, 8, 8), np.uint8), y_train=labels,
+             x_test=np.zeros((9, 8, 8), np.uint8), y_test=labels[:9])  # fmt: skip
+    parts = split(demo(dataset=f"npz:{tmp_path / 'rare.npz'}", train_images=None, validation_images=15, batch_size=5))
+    lost = {label for label in parts.validation.labels.tolist() if label > 1}
+    assert lost
+    said = f"{len(lost)} of the validation images' classes have no image left to train on, such as {min(lost)}, and"
+    assert said in caplog.text
+    assert "test images' classes" not in caplog.text
+    found = data.described(parts)
+    assert (found["unseen"], found["unseen_in_validation"]) == (0, len(lost))
 
 
 def test_images_that_are_also_training_images_are_counted(tmp_path):
@@ -50,6 +65,7 @@ def test_images_that_are_also_training_images_are_counted(tmp_path):
     assert data.described(parts) == {
         "parts": {"training": 60, "validation": 11, "test": 9}, "classes": 3,
         "repeated": {"validation": 0, "test": 4}, "unseen": 0,
+        "unseen_in_validation": 0,
     }  # fmt: skip
 
 

@@ -197,6 +197,9 @@ def test_the_page_says_which_images_were_used_and_which_of_them_twice(tmp_path):
     assert counts == "10 classes; 5,000 training, 200 validation, 359 test images."
     assert twice.startswith("7 of the 359 test images are also training images, pixel by pixel")
     assert unseen == "2 of the test images' classes have no training image, and count as wrong."
+    (directory / DATA).write_text(json.dumps({**told, "unseen_in_validation": 3}))
+    lost = "3 of the validation images' classes have no training image, and count as wrong."
+    assert on_data(Results(tmp_path, study), "clean") == [counts, twice, unseen, lost]
 
 
 def test_without_a_wrong_validation_image_nothing_after_temperature_is_decided(tmp_path):

@@ -77,6 +77,7 @@ def on_data(results: Results, condition: str) -> list[str]:
                 f"{count} of the {data['parts'][name]:,} {name} images are also training images, pixel by pixel: there "
                 f"the {name} part measures memory. Leave them out of the training images."
             )
-    if data["unseen"]:
-        said.append(f"{data['unseen']} of the test images' classes have no training image, and count as wrong.")
+    for name, count in (("test", data["unseen"]), ("validation", data.get("unseen_in_validation"))):
+        if count:  # None in a record of an earlier version
+            said.append(f"{count} of the {name} images' classes have no training image, and count as wrong.")
     return said

@@ -118,8 +118,14 @@ def described(parts: Split) -> dict[str, Any]:
         "parts": {name: len(part) for name, part in named.items()},
         "classes": len(parts.names),
         "repeated": {name: sum(one in known for one in pixel_hashes(named[name])) for name in ("validation", "test")},
-        "unseen": len(set(parts.test.labels.tolist()) - set(parts.clean_labels.tolist())),
+        "unseen": len(_unseen(parts.test.labels, parts.clean_labels)),
+        "unseen_in_validation": len(_unseen(parts.validation.labels, parts.clean_labels)),
     }
+
+
+def _unseen(labels: Tensor, trained: Tensor) -> list[int]:
+    """Classes of a part that the training images, of labels ``trained``, lack."""
+    return sorted(set(labels.tolist()) - set(trained.tolist()))
 
 
 def pixel_hashes(part: Images) -> list[bytes]:
@@ -159,13 +165,13 @@ def chosen(settings: Settings) -> tuple[list[Part], Tensor, tuple[str, ...]]:
     if own is not None:
         whole = len(own) <= settings.validation_images
         validation = own if whole else own.take(stratified(own.labels.numpy(), settings.validation_images, rng)[1])
-    unseen = sorted(set(test.labels.tolist()) - set(kept.labels.tolist()))
-    if unseen:
-        _LOG.warning(
-            "%s: %d of the test images' classes have no image left to train on, such as %s, and count as "
-            "wrong in every arm: set train_images higher or validation_images lower, or leave such classes out",
-            settings.dataset, len(unseen), source.names[unseen[0]],
-        )  # fmt: skip
+    for name, part in (("test", test), ("validation", validation)):
+        if unseen := _unseen(part.labels, kept.labels):
+            _LOG.warning(
+                "%s: %d of the %s images' classes have no image left to train on, such as %s, and count as "
+                "wrong in every arm: set train_images higher or validation_images lower, or leave such classes out",
+                settings.dataset, len(unseen), name, source.names[unseen[0]],
+            )  # fmt: skip
     noisy = replace(kept, labels=_noisy(kept.labels, classes, settings.label_noise, rng))
     return [noisy, validation, test], kept.labels, source.names
 
