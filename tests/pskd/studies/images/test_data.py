@@ -64,9 +64,19 @@ def test_images_that_are_also_training_images_are_counted(tmp_path):
     parts = split(demo(dataset=f"npz:{tmp_path / 'twice.npz'}", train_images=None, validation_images=15, batch_size=5))
     assert data.described(parts) == {
         "parts": {"training": 60, "validation": 11, "test": 9}, "classes": 3,
-        "repeated": {"validation": 0, "test": 4}, "unseen": 0,
-        "unseen_in_validation": 0,
+        "repeated": {"validation": 0, "test": 4}, "validation_in_test": 0,
+        "unseen": 0, "unseen_in_validation": 0,
     }  # fmt: skip
+
+
+def test_validation_images_that_are_also_test_images_are_counted(tmp_path):
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8), np.arange(60) % 3
+    np.savez(tmp_path / "copy.npz", x_train=pixels[:40], y_train=labels[:40], x_test=pixels[40:], y_test=labels[40:],
+             x_val=np.r_[pixels[45:], pixels[:2]], y_val=np.r_[labels[45:], labels[:2]])  # fmt: skip
+    found = data.described(
+        split(demo(dataset=f"npz:{tmp_path / 'copy.npz'}", train_images=None, validation_images=20, batch_size=5))
+    )
+    assert (found["validation_in_test"], found["repeated"]) == (15, {"validation": 2, "test": 0})
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 
 from retarget.pskd.studies.images import run as classification
-from retarget.pskd.studies.images.caveats import at_an_end, known_after_temperature, no_temperature, on_data
+from retarget.pskd.studies.images.caveats import at_an_end, chosen_at, known_after_temperature, no_temperature, on_data
 from retarget.pskd.studies.images.classes import DATA
 from retarget.pskd.studies.images.data import split
 from retarget.pskd.studies.images.plan import ARMS
@@ -200,6 +200,24 @@ def test_the_page_says_which_images_were_used_and_which_of_them_twice(tmp_path):
     (directory / DATA).write_text(json.dumps({**told, "unseen_in_validation": 3}))
     lost = "3 of the validation images' classes have no training image, and count as wrong."
     assert on_data(Results(tmp_path, study), "clean") == [counts, twice, unseen, lost]
+
+
+@pytest.mark.parametrize("shared", [None, 0, 150])  # None: a record of an earlier version
+def test_a_choice_on_test_images_is_told_and_not_denied(shared, tmp_path):
+    study = plan("demo", arms=["cross_entropy", "pskd"], seeds=[0])
+    directory = run_directory(tmp_path, study, "noisy", "pskd", 0)
+    directory.mkdir(parents=True)
+    write_status(directory, {"state": "complete", "metrics": {}})
+    parts = {"training": 5000, "validation": 1200, "test": 359}
+    told = {"parts": parts, "classes": 10, "repeated": {"validation": 0, "test": 0}, "unseen": 0}
+    (directory / DATA).write_text(json.dumps(told if shared is None else {**told, "validation_in_test": shared}))
+    results = Results(tmp_path, study)
+    said = [
+        "150 of the 1,200 validation images are also test images, pixel by pixel: the selected epoch and the "
+        "temperature are chosen on the test set there. Leave them out of one of the two parts."
+    ]
+    assert on_data(results, "noisy")[1:] == (said if shared else [])
+    assert chosen_at(results).endswith("validation accuracy." + " No choice is made on the test set." * (not shared))
 
 
 def test_without_a_wrong_validation_image_nothing_after_temperature_is_decided(tmp_path):

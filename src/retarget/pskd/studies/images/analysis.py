@@ -7,6 +7,7 @@ import numpy as np
 from retarget.metrics import calibration as c
 from retarget.pskd.studies.images.caveats import (
     at_an_end,
+    chosen_at,
     faultless,
     known_after_temperature,
     no_temperature,
@@ -372,8 +373,7 @@ def recommended(weights: Sequence[float], values: np.ndarray) -> str:
 
 def _notes(results: Results) -> list[str]:
     notes = [
-        "Figures are those of the last epoch; figures 'at the selected epoch' are those of the epoch with the highest "
-        "validation accuracy. No choice is made on the test set.",
+        chosen_at(results),
         "Calibration and ranking claims are decided after a temperature has been fitted on the validation part: it can "
         "be applied to any model. The raw figure is shown beside it but decides nothing.",
     ]

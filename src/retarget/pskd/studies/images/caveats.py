@@ -1,5 +1,7 @@
 """What an image study's page must say of its data, and of temperatures that were not fitted."""
 
+from typing import Any
+
 from retarget.files import read_json
 from retarget.pskd.studies.images.classes import DATA
 from retarget.pskd.studies.images.scores import TEMPERATURES, UNKNOWN
@@ -62,13 +64,21 @@ def no_temperature(results: Results, condition: str) -> str:
     )
 
 
+def chosen_at(results: Results) -> str:
+    """Of which epochs the figures are, and that no choice is made on the test set, unless validation has its images."""
+    said = (
+        "Figures are those of the last epoch; figures 'at the selected epoch' are those of the epoch with the highest "
+        "validation accuracy."
+    )
+    shared = any((_data(results, one.name) or {}).get("validation_in_test") for one in results.plan.conditions)
+    return said if shared else f"{said} No choice is made on the test set."
+
+
 def on_data(results: Results, condition: str) -> list[str]:
     """Sentences on the images of a condition, as one of its runs has recorded them."""
-    files = [one.directory / DATA for arm in results.plan.arms for one in results.runs(condition, arm.name) if one]
-    files = [file for file in files if file.exists()]
-    if not files:
+    data = _data(results, condition)
+    if data is None:
         return []
-    data = read_json(files[0])
     counts = ", ".join(f"{count:,} {name}" for name, count in data["parts"].items())
     said = [f"{data['classes']} classes; {counts} images."]
     for name, count in data["repeated"].items():
@@ -77,7 +87,19 @@ def on_data(results: Results, condition: str) -> list[str]:
                 f"{count} of the {data['parts'][name]:,} {name} images are also training images, pixel by pixel: there "
                 f"the {name} part measures memory. Leave them out of the training images."
             )
+    if count := data.get("validation_in_test"):  # None in a record of an earlier version, as below
+        said.append(
+            f"{count} of the {data['parts']['validation']:,} validation images are also test images, pixel by pixel: "
+            "the selected epoch and the temperature are chosen on the test set there. Leave them out of one of the two "
+            "parts."
+        )
     for name, count in (("test", data["unseen"]), ("validation", data.get("unseen_in_validation"))):
-        if count:  # None in a record of an earlier version
+        if count:
             said.append(f"{count} of the {name} images' classes have no training image, and count as wrong.")
     return said
+
+
+def _data(results: Results, condition: str) -> dict[str, Any] | None:
+    """What one of a condition's runs has recorded of its images; None if none has."""
+    files = [one.directory / DATA for arm in results.plan.arms for one in results.runs(condition, arm.name) if one]
+    return next((read_json(file) for file in files if file.exists()), None)

@@ -108,19 +108,26 @@ def split(settings: Settings) -> Split:
 
 
 def described(parts: Split) -> dict[str, Any]:
-    """What a page says of the data: images per part, classes, and images of one part that are also in training.
+    """What a page says of the data: images per part, classes, and images of one part that are also in another.
 
     Only images that are in memory are compared, pixel by pixel.
     """
     named = {"training": parts.train, "validation": parts.validation, "test": parts.test}
-    known = set(pixel_hashes(parts.train))
+    train, validation, test = (pixel_hashes(part) for part in named.values())
     return {
         "parts": {name: len(part) for name, part in named.items()},
         "classes": len(parts.names),
-        "repeated": {name: sum(one in known for one in pixel_hashes(named[name])) for name in ("validation", "test")},
+        "repeated": {"validation": _shared(validation, train), "test": _shared(test, train)},
+        "validation_in_test": _shared(validation, test),
         "unseen": len(_unseen(parts.test.labels, parts.clean_labels)),
         "unseen_in_validation": len(_unseen(parts.validation.labels, parts.clean_labels)),
     }
+
+
+def _shared(part: list[bytes], other: list[bytes]) -> int:
+    """How many images of a part are also in the other, by their hashes."""
+    known = set(other)
+    return sum(one in known for one in part)
 
 
 def _unseen(labels: Tensor, trained: Tensor) -> list[int]:
