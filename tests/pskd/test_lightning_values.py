@@ -12,7 +12,7 @@ from test_lightning import EPOCHS, C, InOrder, Module, N, fit, make, samples, we
 from torch.utils.data import DataLoader
 
 from retarget.errors import UserError
-from retarget.pskd import MultiLabelPSKD, PSKDCallback, with_index
+from retarget.pskd import PSKD, MultiLabelPSKD, PSKDCallback, with_index
 from retarget.pskd.peers import TemporalEnsembling
 from retarget.pskd.peers.lightning import PeerCallback
 
@@ -88,3 +88,31 @@ def test_labels_that_multi_label_rows_cannot_follow_are_refused_before_they_are_
 
     with pytest.raises(UserError, match=r"labels are torch.int64 \[4\]: MultiLabelPSKD takes floats \[B, C\]"):
         fit(OneLogit(), PSKDCallback(MultiLabelPSKD(N, C, EPOCHS)), tmp_path)
+
+
+class PartlyMixed(Module):
+    """Mixes the first half of every batch but the first, whose labels it reads in two parts."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch[:2]
+        if batch_idx == 0:
+            z = self(x)
+            return F.cross_entropy(z[:2], y[:2]) + F.cross_entropy(z[2:], y[2:])
+        z = self(torch.cat([0.5 * x[:2] + 0.5 * x[:2].flip(0), x[2:]]))
+        mixed = 0.5 * F.cross_entropy(z[:2], y[:2]) + 0.5 * F.cross_entropy(z[:2], y[:2].flip(0))
+        return mixed + F.cross_entropy(z[2:], y[2:])
+
+
+class Skipping(Module):
+    """Skips every batch but the first before the forward pass, as Lightning lets it."""
+
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx else super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("module", [PartlyMixed, Skipping])
+def test_a_batch_that_is_mixed_in_part_or_skipped_is_not_remembered(module, tmp_path):
+    method = PSKD(N, C, EPOCHS)
+    fit(module(), PSKDCallback(method), tmp_path, epochs=1)
+    method.set_epoch(1)
+    assert method.past_probs(torch.tensor(list(InOrder())))[1].tolist() == [True] * 4 + [False] * 8

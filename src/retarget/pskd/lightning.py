@@ -320,8 +320,10 @@ class PSKDCallback(SavedBeside):
         watched = self._watch
         self._watch &= not self._used
         given = step.logits
+        skipped = pl_module.automatic_optimization and not outputs and not self._logits
+        mixed = step.mixed or (len(self._logits) == 1 and step.crosses(self._logits[0]))
         self._close()
-        if not self._remember or step.mixed or (step.order is not None and given is None):
+        if not self._remember or skipped or mixed or (step.order is not None and given is None):
             return
         if len(self._logits) != 1:
             source = self.logits_from or "the module itself"

@@ -37,6 +37,7 @@ class Step:
         mixed: whether the labels were read in two orders, as Mixup and CutMix do.
         order: [B], the sample of each label in the only order in which they were read; None for the batch's own.
         logits: the logits [B, C] of the loss that read all labels, in that order; None if no such loss did.
+        parts: for each loss that read some of the labels [B], their places [K] in the batch and its logits [K, C].
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Step:
         self.probe: Tensor | None = None
         self.order: Tensor | None = None
         self.logits: Tensor | None = None
+        self.parts: list[tuple[Tensor, Tensor]] = []
         self._labels: Tensor | None = None
         self._orders = 0
 
@@ -69,7 +71,7 @@ class Step:
                 delattr(self._labels, name)
             self._labels.__class__ = self._class
             self._labels = None
-        self.open, self.rows, self.alpha, self.probe, self.logits = False, None, None, None, None
+        self.open, self.rows, self.alpha, self.probe, self.logits, self.parts = False, None, None, None, None, []
 
     def read(self, order: Tensor | None, logits: Tensor | None) -> None:
         """Note that all labels were read in an order, with these logits beside them."""
@@ -82,6 +84,23 @@ class Step:
             self.order = order
             self.logits = None if logits is None else logits.detach()
         self._orders += 1
+
+    def crosses(self, logits: Tensor) -> bool:
+        """Whether some labels were read in two orders, or beside other samples' rows of ``logits`` [B, C].
+
+        A step that mixes a part of its batch does so. The first 32 labels of each loss are compared: mixing permutes
+        all of them.
+        """
+        orders: dict[tuple[int, ...], list[int]] = {}
+        for places, given in self.parts:
+            order = places.tolist()
+            if orders.setdefault(tuple(sorted(order)), order) != order:
+                return True
+            given, own = given[:32].float(), logits[places[:32]].float()
+            nearest = torch.cdist(given, logits.float(), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+            if bool(((nearest == 0) & (given != own).any(1)).any()):
+                return True
+        return False
 
     def one_hot(self) -> Tensor:
         """The hard labels as rows [B, C]."""
@@ -243,6 +262,8 @@ def _note(labels: SoftLabels, logits: Tensor | None) -> None:
         _refuse_edited(labels)
     places = labels._places
     if labels.numel() != step.hard.numel():
+        if step.hard.ndim == 1 and places is not None and logits is not None and logits.ndim == 2:
+            step.parts.append((places.flatten().to(logits.device), logits.detach()))
         return
     order = None
     if labels._moved and places is not None:
