@@ -246,9 +246,9 @@ def test_the_hugging_face_trainer_takes_multi_label(tmp_path):
     assert not torch.equal(on.model.classifier.weight, off.model.classifier.weight)
 
 
-@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
-def test_labels_of_mixed_images_are_not_taken_for_multi_label(problem, tmp_path):
-    samples = [{**one, "labels": [0.0, 1.0, 0.0]} for one in tiny.texts()]
+@pytest.mark.parametrize(("problem", "classes"), [(None, 3), (None, 2), ("multi_label_classification", 3)])
+def test_labels_of_mixed_images_are_not_taken_for_multi_label(problem, classes, tmp_path):
+    samples = [{**one, "labels": [0.0, 1.0, 0.0][:classes]} for one in tiny.texts()]
 
     def collated(rows):  # mixes a part of the batches, and not the first
         collated.batches += 1
@@ -258,7 +258,7 @@ def test_labels_of_mixed_images_are_not_taken_for_multi_label(problem, tmp_path)
         return batch
 
     collated.batches = 0
-    model = tiny.classifier()
+    model = tiny.classifier(classes=classes)
     model.config.problem_type = problem
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_steps=4, report_to=[], save_strategy="no",
                              per_device_train_batch_size=4)  # fmt: skip

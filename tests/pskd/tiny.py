@@ -21,12 +21,13 @@ def generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def classifier(dropout=0.0):
+def classifier(dropout=0.0, classes=3):
     torch.manual_seed(0)
     return BertForSequenceClassification(
         BertConfig(
             vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-            max_position_embeddings=16, num_labels=3, hidden_dropout_prob=dropout, attention_probs_dropout_prob=0.0,
+            max_position_embeddings=16, num_labels=classes, hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=0.0,
         )
     )  # fmt: skip
 

@@ -93,7 +93,7 @@ def refuse_mixed(labels: Tensor, problem: str | None) -> None:
     Args:
         problem: the model's ``problem_type``, which can say that they are multi-label all the same.
     """
-    if problem == "multi_label_classification" or labels.shape[1] < 3:
+    if problem == "multi_label_classification":
         return
     sums = labels.float().sum(1)
     distributions = bool((labels >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)

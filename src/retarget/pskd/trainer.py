@@ -176,6 +176,8 @@ class PSKDMixin(_Base):
         outputs = model(**(inputs | {"labels": labels} if models.needs_labels(self._bare_model()) else inputs))
         logits = models.logits_of(outputs)
         method, shared = self._method(logits, labels), {"inputs": inputs, "denominator": num_items_in_batch}
+        if isinstance(method, MultiLabelPSKD) and self.state.global_step < _MIXED_WITHIN:
+            models.refuse_mixed(labels, self._pskd_problem)
         if self._pskd_same.due():
             models.refuse_labels(labels, logits, IGNORE)  # before the model's own loss, which would name no sample
             told = self._same_loss(model, inputs, labels, num_items_in_batch, own, logits)
@@ -183,10 +185,7 @@ class PSKDMixin(_Base):
             # for the other ranks.
             all_told: Any = self.accelerator.gather(torch.tensor([told], device=labels.device))
             self._pskd_same.note(*all_told.any(0).tolist())
-        if isinstance(method, MultiLabelPSKD):
-            if self.state.global_step < _MIXED_WITHIN:
-                models.refuse_mixed(labels, self._pskd_problem)
-        else:
+        if not isinstance(method, MultiLabelPSKD):
             shared["smoothing"] = self.args.label_smoothing_factor
         loss = method.loss(logits, self._targets(labels), index, **shared)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
