@@ -43,10 +43,15 @@ def train(case: str, store: str, rank: int, world: int, folder: Path) -> None:
             method.save(state)
             dist.barrier()
     method.end_epoch()
-    empty = PSKD(n, C, EPOCHS)  # one rank sees nothing in the first epoch, and the others do not wait for ever
+    kept = MemoryMapped(folder / f"empty-{world}", Dense()) if store == "file" else "dense"
+    empty = PSKD(n, C, EPOCHS, store=kept)  # one rank sees nothing in the first epoch: others do not wait for ever
     empty.set_epoch(0)
     if rank == 0:
         empty.loss(torch.zeros(1, C), y[:1], torch.arange(1))
+    empty.save(folder / f"empty-{world}.safetensors")
+    dist.barrier()
+    empty = PSKD(n, C, EPOCHS, store=kept)
+    empty.load(folder / f"empty-{world}.safetensors")
     empty.set_epoch(1)
     assert empty.past_probs(torch.arange(1))[1].all()
     everyone = torch.arange(n)

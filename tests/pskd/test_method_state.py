@@ -1,6 +1,7 @@
 """PSKD's state: what a resumed run finds, and which states are refused."""
 
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,7 @@ from plain_loop import EPOCHS, C, N, data, network, order, same_weights, train
 
 from retarget.errors import UserError
 from retarget.pskd import PSKD, Dense, MemoryMapped, PreviousModel, TopK
+from retarget.pskd.past.state import write_state
 
 
 @pytest.mark.parametrize("begin", ["again", "loaded"])
@@ -155,6 +157,73 @@ def test_a_memory_mapped_table_that_ran_ahead_of_its_state_is_refused(tmp_path):
     resumed.set_epoch(3)
     resumed.loss(logits, y, torch.arange(N))
     assert resumed.fallbacks == 0
+
+
+def test_a_memory_mapped_table_that_is_older_than_its_state_is_refused(tmp_path):
+    def make(place):
+        return PSKD(N, C, EPOCHS, store=MemoryMapped(tmp_path / place, Dense()))
+
+    method = make("table")
+    for epoch in range(4):
+        part(method, epoch, ROWS_IN_ORDER)
+        method.save(tmp_path / f"{epoch}.safetensors")
+        shutil.copytree(tmp_path / "table", tmp_path / f"copy-{epoch}")
+    with pytest.raises(
+        UserError, match=r"3.safetensors was saved in epoch 3, .* rows of epoch 2, but the latest in the table at "
+        r".*copy-1 are of epoch 1: its files are older than the state, so put back those of its time"
+    ):  # fmt: skip
+        make("copy-1").load(tmp_path / "3.safetensors")
+    again = make("copy-2")  # has what epoch 3 reads, but not what it wrote
+    again.load(tmp_path / "3.safetensors")
+    message = r"had rows of epoch 3, but the latest in the table at .*copy-2 are of epoch 2"
+    with pytest.raises(UserError, match=message):
+        again.set_epoch(4)
+    with pytest.raises(UserError, match=message):
+        part(again, 3, ROWS_IN_ORDER[2:], begin=False)
+    again = make("copy-2")
+    again.load(tmp_path / "3.safetensors")
+    assert part(again, 3, ROWS_IN_ORDER) == part(
+        make_loaded(make("copy-3"), tmp_path / "3.safetensors"), 3, ROWS_IN_ORDER
+    )
+
+
+def make_loaded(method, state):
+    method.load(state)
+    return method
+
+
+def test_epochs_that_remember_nothing_do_not_make_a_memory_mapped_table_old(tmp_path):
+    def make():
+        return PSKD(N, C, EPOCHS, store=MemoryMapped(tmp_path / "table", Dense()))
+
+    method, (_, y) = make(), data()
+    part(method, 0, ROWS_IN_ORDER)
+    for epoch in (1, 2, 3):  # all inputs are changed ones, or mixed: only the place of what is not stored is written
+        method.set_epoch(epoch)
+        method.save(tmp_path / "begun")
+        make_loaded(make(), tmp_path / "begun")
+        method.loss(torch.randn(N, C), y, torch.arange(N), remember=False)
+        method.loss(torch.randn(N, C), y, torch.arange(N), mixed=torch.full((N, N), 1 / N))
+        method.save(tmp_path / "state")
+    again = make_loaded(make(), tmp_path / "state")
+    again.set_epoch(4)
+    assert again.past_probs(torch.arange(N))[1].all()
+
+
+def test_a_memory_mapped_table_that_may_be_older_than_a_state_of_version_0_1_is_told_of(tmp_path):
+    """Such a state does not say which rows there were."""
+    store = MemoryMapped(tmp_path / "table", Dense())
+    method = PSKD(N, C, EPOCHS, store=store)
+    for epoch in range(2):
+        part(method, epoch, ROWS_IN_ORDER)
+    for epoch in (1, 2, 3):
+        write_state(tmp_path / "old", "retarget.pskd", {**method.state_dict(), "epoch": epoch}, {})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            PSKD(N, C, EPOCHS, store=store).load(tmp_path / "old")
+        assert [re.findall("are of epoch 1: unless", str(one.message)) for one in caught] == [
+            ["are of epoch 1: unless"]
+        ] * (epoch == 3)
 
 
 def part(method, epoch, batches, begin=True):

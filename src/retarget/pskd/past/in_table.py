@@ -1,5 +1,6 @@
 """The past in a table: one row per key, in memory or in files, exchanged between ranks."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from retarget.pskd.past.exchange import WriteLog, communication_device, exchange
 from retarget.pskd.past.rows import Dense, RowFormat
 from retarget.pskd.past.state import restore
 from retarget.pskd.past.table import Table, table_bytes
+
+_ENDS = "ends"
+"""In the state of a table in files: the latest epochs of which it had rows, before the state's own and in all."""
 
 
 class PastInTable:
@@ -45,6 +49,7 @@ class PastInTable:
         self._log = WriteLog()
         self._placed = False  # a table loaded before the first batch is moved to the device of the batches
         self._rejoined: Path | None = None  # the loaded state, while the files hold rows of the epoch after its own
+        self._older: str = ""  # why the files lack rows that the loaded state's own epoch had written, if they do
         self._known: Tensor | None = None  # [N + 1], the number that each key was last seen with; -1: not yet
 
     def begin(self, epoch: int) -> None:
@@ -53,10 +58,12 @@ class PastInTable:
         if self.path and not self.table:
             self._make(torch.device("cpu"))  # now that each process knows its rank
         if self.table:
+            if self._older and epoch > self.table.epoch:  # begun again, the state's own epoch writes them anew
+                raise UserError(self._older)
             if self._rejoined and 0 < epoch <= self.table.epoch:
                 self._refuse_overwritten(torch.arange(self.num_rows))
             self.table.begin(epoch)
-        self._epoch, self._rejoined = epoch, None
+        self._epoch, self._rejoined, self._older = epoch, None, ""
 
     def found(self) -> Path | None:
         """The files of this table, if they hold rows already before the first batch."""
@@ -72,6 +79,8 @@ class PastInTable:
             exchange(self.table, self._log)
 
     def locate(self, keys: Tensor, device: torch.device) -> Tensor:
+        if self._older:
+            raise UserError(self._older)
         device = self.device or device
         table = self.table or self._make(device)
         if not self._placed and not table.path and table.device != device:
@@ -129,20 +138,21 @@ class PastInTable:
         self._log.add(keys, keep)
 
     def save(self) -> dict[str, Tensor]:
-        """The table; one in files is flushed to its own files instead."""
+        """The table; one in files is flushed to its own files instead, and only how far it is is returned."""
         if self.table and self.path:
             self.table.persist()  # each rank has its own files
-            return {}
+            return {_ENDS: torch.tensor([self.table.latest(self.table.epoch), self.table.latest()])}
         return self.table.tensors() if self.table else {}
 
     def load(self, path: Path, epoch: int | None, saved: dict[str, Tensor]) -> None:
-        self._epoch, self._known, self._rejoined = epoch, None, None
-        if saved:
+        self._epoch, self._known, self._rejoined, self._older = epoch, None, None, ""
+        ends = saved.get(_ENDS)
+        if saved and ends is None:
             table = self.table or self._make(self.device or torch.device("cpu"))
             restore(path, table.tensors(), saved)
             table.epoch = epoch or 0
         elif self.path:
-            self._rejoin(path, -1 if epoch is None else epoch)
+            self._rejoin(path, -1 if epoch is None else epoch, None if ends is None else ends.tolist())
         elif epoch:
             raise UserError(
                 f"{path} was saved in epoch {epoch} and has no rows: those of a MemoryMapped table stay in its own "
@@ -151,10 +161,16 @@ class PastInTable:
 
     # -- inside
 
-    def _rejoin(self, state: Path, saved: int) -> None:
+    def _rejoin(self, state: Path, saved: int, ends: list[int] | None) -> None:
         """Open the files that a saved state belongs to, and check that they hold what its next epoch reads.
 
-        Whether they also hold what the rest of its own epoch reads is checked when that is read.
+        Whether they also hold what the rest of its own epoch reads is checked when that is read, and whether they hold
+        what the state's own epoch had written when it goes on or the next one begins: begun again, it needs none of it.
+
+        Args:
+            saved: the epoch in which the state was saved; -1 before the first.
+            ends: the latest epochs of which there were rows then, before ``saved`` and in all. They may be much
+                earlier, as an epoch may remember nothing; None in a state of version 0.1, which does not tell.
         """
         table = self.table or self._make(torch.device("cpu"))
         table.flush()
@@ -166,6 +182,25 @@ class PastInTable:
                 f"{state} was saved in epoch {saved}, but the table at {table.path} has been through epoch {newest}: "
                 "the rows of that time are overwritten, so resume from a later state"
             )
+        latest = table.latest()
+
+        def older(than: int) -> str:
+            return (
+                f"{state} was saved in epoch {saved}, when the table had rows of epoch {than}, but the latest in the "
+                f"table at {table.path} are of epoch {latest}: its files are older than the state, so put back those "
+                "of its time, or resume from a state that is as old as they are"
+            )
+
+        if ends and latest < ends[0]:
+            raise UserError(older(ends[0]))
+        if not ends and newest < saved - 1:
+            warnings.warn(
+                f"{state} was saved in epoch {saved}, but the latest rows in the table at {table.path} are of epoch "
+                f"{newest}: unless the epochs between remembered nothing, its files are older than the state, so put "
+                "back those of its time",
+                stacklevel=4,
+            )
+        self._older = older(ends[1]) if ends and latest < ends[1] else ""
         table.epoch = max(saved, 0)
         self._rejoined = state if newest > saved else None
 

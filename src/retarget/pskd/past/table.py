@@ -117,6 +117,11 @@ class Table:
         """The latest epoch that has written a row; -1 if none has."""
         return int(self._tensors["stamps"].max()) - 1
 
+    def latest(self, before: int | None = None) -> int:
+        """The latest epoch, of those before ``before``, of which a sample has a row; -1 if there is none."""
+        stamps = self._tensors["stamps"].view(2, -1)[:, : self.num_samples]  # the last row belongs to no sample
+        return int((stamps if before is None else stamps.masked_fill(stamps > before, 0)).max()) - 1
+
     def move(self, device: torch.device) -> None:
         """Move a table in memory to another device."""
         self.flush()
