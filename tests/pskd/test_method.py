@@ -92,6 +92,27 @@ def test_probabilities_have_no_label_to_ignore():
         assert method.loss(logits, targets, torch.arange(4)) == other.loss(logits, targets, torch.arange(4))
 
 
+@pytest.mark.parametrize("call", ["loss", "soften", "mixed"])
+def test_samples_without_a_label_neither_keep_one_nor_hide_that_nearly_all_others_do(call):
+    """A label for 25 of 400 samples; the first epoch sees all of them, or one."""
+    labels, index = torch.full((400,), -100), torch.arange(400)
+    labels[::16] = torch.arange(25) % C
+    for first, lacking in [(index, 0), (index[:2], 24)]:
+        method = PSKD(400, C, EPOCHS)
+        method.set_epoch(0)
+        method.loss(torch.zeros(len(first), C), labels[first], first)
+        method.set_epoch(1)
+        if call == "soften":
+            method.soften(labels, index)
+        else:
+            method.loss(torch.zeros(400, C), labels, index, mixed=torch.eye(400) if call == "mixed" else None)
+        assert method.fallbacks == lacking
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            method.end_epoch()
+        assert [str(one.message)[:31] for one in caught] == ["24 of the 25 samples of epoch 1"] * (lacking > 0)
+
+
 @pytest.mark.parametrize("store", ["dense", TopK(2)])
 def test_ignored_samples_have_no_loss_and_no_row(store):
     method = PSKD(N, C, EPOCHS, store=store)
@@ -106,7 +127,8 @@ def test_ignored_samples_have_no_loss_and_no_row(store):
     loss = method.loss(logits, labels, index)
     loss.backward()
     assert logits.grad[2].abs().sum() == 0
-    assert method.fallbacks == 1  # sample 2 was never written
+    assert method.fallbacks == 0  # sample 2 was never written, but has no label to keep
+    assert method.past_probs(index)[1].tolist() == [True, True, False, True, True, True]
     kept = torch.tensor([0, 1, 3, 4, 5])
     other = PSKD(N, C, EPOCHS, store=store)
     other.set_epoch(0)

@@ -290,3 +290,13 @@ def test_a_network_with_one_logit_for_yes_or_no():
         z = z + 1
     with pytest.raises(UserError, match="one logit for yes or no, use MultiLabelPSKD"):
         PSKD(N, 1, 2)
+
+
+def test_a_sample_without_any_answer_is_not_counted_as_one_without_a_past():
+    method, targets = MultiLabelPSKD(4, C, EPOCHS), torch.zeros(4, C)
+    targets[1] = targets[2, 0] = -100
+    method.set_epoch(0)
+    method.loss(torch.zeros(1, C), targets[:1], torch.arange(1))
+    method.set_epoch(1)
+    method.loss(torch.zeros(4, C), targets, torch.arange(4))
+    assert method.fallbacks == 2, "samples 2 and 3"

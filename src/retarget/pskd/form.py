@@ -120,7 +120,10 @@ class Form:
 
     @property
     def fallbacks(self) -> int:
-        """Number of samples in this epoch that had no past row and kept their hard label; reading it synchronises."""
+        """Number of samples in this epoch that had no past row and kept their hard label; reading it synchronises.
+
+        Samples whose label is ignored have none to keep and are not counted.
+        """
         return int(self.schedule.fallbacks)
 
     @property
@@ -194,11 +197,18 @@ class Form:
         check_shapes(logits, targets, index, self.num_classes)
         return check_index(self.checks, index.long(), self.past.num_rows)
 
-    def _read(self, keys: Tensor, device: torch.device, inputs: Any) -> tuple[Tensor | SparseRows, Tensor]:
-        """Past rows, and the weight of each, [B]; 0 for a sample without a row."""
+    def _read(
+        self, keys: Tensor, device: torch.device, inputs: Any, counted: Tensor | None
+    ) -> tuple[Tensor | SparseRows, Tensor]:
+        """Past rows, and the weight of each, [B]; 0 for a sample without a row.
+
+        Args:
+            counted: which samples' labels are not ignored, [B] bool; None if none is.
+        """
         past, written = self.past.read(keys, device, inputs)
-        self.schedule.fallbacks += (written == 0).sum()
-        self.schedule.asked += len(keys)
+        lacking = written == 0
+        self.schedule.fallbacks += (lacking if counted is None else lacking & counted).sum()
+        self.schedule.asked += len(keys) if counted is None else counted.sum()
         return past, written * self.alpha
 
     def _dense(self, past: Tensor | SparseRows) -> Float[Tensor, "batch classes"]:

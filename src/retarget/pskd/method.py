@@ -237,9 +237,10 @@ class PSKD(Form):
         self, keys: Tensor, device: torch.device, targets: Tensor, labels: Tensor, inputs: Any
     ) -> tuple[Tensor | SparseRows, Tensor]:
         """Past rows, and the weight of each, [B]; refuses a row that was written for another label."""
-        past, alpha = self._read(keys, device, inputs)
-        if isinstance(past, SparseRows) and not targets.is_floating_point():
-            check_listed(self.checks, past.classes, labels, keys, (alpha > 0) & (targets != self.ignore_index))
+        counted = None if targets.is_floating_point() else targets != self.ignore_index
+        past, alpha = self._read(keys, device, inputs, counted)
+        if isinstance(past, SparseRows) and counted is not None:
+            check_listed(self.checks, past.classes, labels, keys, (alpha > 0) & counted)
         return past, alpha
 
     def _soft_losses(

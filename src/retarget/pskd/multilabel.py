@@ -161,7 +161,7 @@ class MultiLabelPSKD(Form):
         """The softened targets; None if the hard ones are in use."""
         if self.alpha == 0:
             return None
-        past, alpha = self._read(keys, targets.device, inputs)
+        past, alpha = self._read(keys, targets.device, inputs, (targets != self.ignore_index).any(1))
         return soften(targets.float(), self._dense(past), alpha)
 
     def _write(self, logits: Tensor, keys: Tensor) -> None:

@@ -35,8 +35,8 @@ class Schedule:
         two_classed: number of this epoch's remembered targets that share themselves between exactly two classes.
         smaller: the least and the greatest smaller share of such targets, if there are only two classes.
         began: the current epoch, or the one in which a loaded state was saved; None before the first.
-        fallbacks: number of samples in this epoch that had no past row.
-        asked: number of samples in this epoch whose past row was looked up.
+        fallbacks: number of samples in this epoch that had no past row, of those whose label is not ignored.
+        asked: number of such samples in this epoch whose past row was looked up.
         pretrained: whether epoch 0 has a past, the pretrained model.
 
     >>> schedule = Schedule(total_epochs=4, alpha_T=0.8)
@@ -53,7 +53,8 @@ class Schedule:
         self.fallbacks: Tensor | int = 0
         self.two_classed: Tensor | int = 0
         self.smaller: tuple[Tensor, Tensor] | None = None
-        self.asked, self.pretrained = 0, False
+        self.asked: Tensor | int = 0
+        self.pretrained = False
         self._seen, self._again = 0, 0
         self._warned: set[str] = set()
 
@@ -135,10 +136,11 @@ class Schedule:
                 "pass loss(logits, y, index, mixed=shares) with the hard labels y, or remember=False",
                 stacklevel=stacklevel + 1,
             )
-        if "past" not in self._warned and self.asked and int(self.fallbacks) >= NEARLY_ALL * self.asked:
+        asked = int(self.asked)
+        if "past" not in self._warned and asked and int(self.fallbacks) >= NEARLY_ALL * asked:
             self._warned.add("past")
             warnings.warn(
-                f"{int(self.fallbacks):,} of the {self.asked:,} samples of epoch {self.epoch} had no past row and kept "
+                f"{int(self.fallbacks):,} of the {asked:,} samples of epoch {self.epoch} had no past row and kept "
                 "their hard labels: no earlier epoch remembered them. If you compute the loss elsewhere, call "
                 "remember(logits, targets, index); if you mix images, leave some batches unmixed",
                 stacklevel=stacklevel + 1,
