@@ -100,6 +100,24 @@ except Exception as error:
     print(type(error).__name__, error)
 """
 
+TEXTS = """
+import numpy, torch
+from retarget.errors import UserError
+from retarget.pskd import PSKD, MultiLabelPSKD, PixelPSKD
+from retarget.pskd.peers import TemporalEnsembling
+for method, shape in [
+    (PSKD(9, 4, 2), ()), (TemporalEnsembling(9, 4, 2), ()), (PixelPSKD(9, (2, 2), 4, 2, store="dense"), (2, 2)),
+    (MultiLabelPSKD(9, 4, 2), None),
+]:
+    method.set_epoch(0)
+    targets = torch.zeros(2, 4) if shape is None else torch.zeros(2, *shape).long()
+    for index in (["a", "b"], ("a", "b"), numpy.array(["a", "b"]), [None, None]):
+        try:
+            method.loss(torch.zeros(2, 4, *(shape or ())), targets, index)
+        except UserError as error:
+            print(error)
+"""
+
 
 def test_a_list_is_an_index_and_texts_are_no_labels():
     """In a process of its own: the tests check types, which users' programs do not."""
@@ -107,6 +125,17 @@ def test_a_list_is_an_index_and_texts_are_no_labels():
     *rows, error = done.stdout.splitlines()
     assert rows == ["[1, 2, 3, 7]"] * 2, done.stderr
     assert error == "UserError targets must be a tensor of class numbers or probabilities: got a tuple"
+
+
+def test_texts_are_no_index():
+    """default_collate makes a list of the keys of a dataset of texts."""
+    done = subprocess.run([sys.executable, "-c", TEXTS], capture_output=True, text=True, check=False)
+    lines, start = done.stdout.splitlines(), "index holds whole numbers [B] in [0, 9): got a "
+    assert len(lines) == 16, done.stderr
+    for line, got in zip(
+        lines, 4 * ["list with 'a'", "tuple with 'a'", "ndarray with ", "list with None"], strict=True
+    ):
+        assert line.startswith(start + got), line
 
 
 def test_bad_settings_are_refused():

@@ -5,7 +5,7 @@ every step; so the result is copied without waiting and the error is raised in a
 epoch begins. When the failed epoch is begun again, what it had stored is forgotten.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -95,6 +95,25 @@ def refuse_outputs(logits: Any) -> None:
         f"logits must be a tensor: got a {type(logits).__name__}{held}. Pass the logits of the model's outputs: "
         "outputs.logits (Hugging Face, Inception), outputs['out'] (torchvision's segmentation)"
     )
+
+
+def as_index(index: Any, num_samples: int | None, device: torch.device) -> Tensor:
+    """An index as a tensor: a loader whose sampler gives whole batches hands on a list.
+
+    Raises:
+        UserError: it holds no numbers, such as the texts that key a dataset.
+    """
+    if isinstance(index, Tensor):
+        return index
+    try:
+        return torch.as_tensor(index, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        first = next(iter(index), None) if isinstance(index, Iterable) else index
+        raise UserError(
+            f"index holds whole numbers [B]{'' if num_samples is None else f' in [0, {num_samples})'}: got a "
+            f"{type(index).__name__} with {first!r}. Number the samples of a dataset whose keys are no such numbers, "
+            "in the same order in every epoch"
+        ) from error
 
 
 def check_index(checks: Checks, index: Tensor, num_samples: int | None) -> Tensor:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks, check_index, check_shapes
+from retarget.pskd.checks import Checks, as_index, check_index, check_shapes
 from retarget.pskd.functional import SparseRows
 from retarget.pskd.past.base import Past
 from retarget.pskd.past.exchange import world_size
@@ -192,8 +192,8 @@ class Form:
             index = torch.arange(len(targets), device=targets.device)  # only for messages
         elif index is None:
             raise UserError("the index is missing: rows are stored per sample, so call loss(logits, y, index)")
-        elif not isinstance(index, Tensor):  # a loader whose sampler gives whole batches hands on a list
-            index = torch.as_tensor(index, device=targets.device)
+        else:
+            index = as_index(index, self.past.num_rows, targets.device)
         check_shapes(logits, targets, index, self.num_classes)
         return check_index(self.checks, index.long(), self.past.num_rows)
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks, as_labels, refuse_outputs
+from retarget.pskd.checks import Checks, as_index, as_labels, refuse_outputs
 from retarget.pskd.form import Form
 from retarget.pskd.method import PSKD
 from retarget.pskd.past.base import Store, past_of
@@ -153,6 +153,7 @@ class PlacedPSKD(Form):
         targets = as_labels(targets)
         if not self.layout or index is None:  # the core refuses a missing index if there is a table
             return targets.reshape(-1), None
+        index = as_index(index, self.layout.num_samples, targets.device)
         if index.shape != targets.shape[:1]:
             raise UserError(
                 f"targets must be [B, places] and index [B]: got {list(targets.shape)} and {list(index.shape)}"

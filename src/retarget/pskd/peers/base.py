@@ -10,7 +10,16 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks, as_labels, check_index, check_loss, check_shapes, check_targets, one_hot
+from retarget.pskd.checks import (
+    Checks,
+    as_index,
+    as_labels,
+    check_index,
+    check_loss,
+    check_shapes,
+    check_targets,
+    one_hot,
+)
 from retarget.pskd.functional import cross_entropy, pskd_loss, widen
 from retarget.pskd.past.exchange import world_size
 from retarget.pskd.past.state import read_state, refuse_other_state, restore, write_state
@@ -186,6 +195,7 @@ class Peer:
         """
         _ = self.epoch
         targets = as_labels(targets)
+        index = as_index(index, self.num_samples, targets.device)
         labels = self._check(logits, targets, index)
         if self.strength == 0:
             loss = self._hard(logits, targets)
