@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
+from retarget.errors import UserError
 from retarget.pskd import PSKD, Dense, MemoryMapped, PreviousModel, TopK
 
 C, EPOCHS, BATCH = 4, 4, 4
@@ -63,6 +64,26 @@ def train(case: str, store: str, rank: int, world: int, folder: Path) -> None:
     )
 
 
+def begin_or_resume(case: str, rank: int, world: int, folder: Path) -> None:
+    """One epoch with a table in files and one in memory; or go on, and save what is said to that, empty if nothing."""
+    n, said = SAMPLES["even"], ""
+    files = PSKD(n, C, EPOCHS, store=MemoryMapped(folder / "table", Dense()))
+    memory = PSKD(n, C, EPOCHS)
+    mine = torch.arange(rank, n, world)
+    for method, state in [(memory, folder / "memory"), (files, folder / "files")]:
+        try:
+            if case == "resume":
+                method.load(state)
+                continue
+            method.set_epoch(0)
+            method.loss(torch.zeros(len(mine), C), mine % C, mine)
+            method.save(state)
+        except UserError as error:
+            said += str(error)
+    memory.set_epoch(1)
+    torch.save({"said": said, "written": memory.past_probs(torch.arange(n))[1]}, folder / f"{world}-{rank}")
+
+
 def train_previous(rank: int, world: int, folder: Path) -> None:
     """Batch norm's statistics differ between ranks after a step: save the past of the same inputs, and after a resume.
 
@@ -98,7 +119,9 @@ def main(case: str, store: str, rank: int, world: int, folder: Path) -> None:
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init-{case}", rank=rank, world_size=world)
-    if store == "model":
+    if case in ("begin", "resume"):
+        begin_or_resume(case, rank, world, folder)
+    elif store == "model":
         train_previous(rank, world, folder)
     else:
         train(case, store, rank, world, folder)

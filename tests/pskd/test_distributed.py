@@ -48,6 +48,17 @@ def test_four_processes_agree_where_padding_repeats_samples(tmp_path):
         assert torch.equal(rank["rows"], ranks[0]["rows"])
 
 
+@pytest.mark.parametrize(("began", "goes_on", "refused"), [(2, 1, {0}), (2, 3, {2}), (1, 2, {0, 1})])
+def test_a_table_in_files_of_another_number_of_processes_is_named(began, goes_on, refused, tmp_path):
+    """A table in memory goes on."""
+    for rank in train("begin", "both", began, tmp_path):
+        assert not rank["said"]
+    cause = "table holds a table that another number of processes wrote: each of them has a copy of its own"
+    for number, rank in enumerate(train("resume", "both", goes_on, tmp_path)):
+        assert (cause in rank["said"]) == (number in refused) == bool(rank["said"]), rank["said"]
+        assert rank["written"].all()
+
+
 def test_every_rank_has_the_same_previous_model_and_a_resumed_one_has_it_too(tmp_path):
     one, two = train("norm", "model", 2, tmp_path)
     assert torch.equal(one["past"], two["past"])

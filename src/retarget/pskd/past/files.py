@@ -16,6 +16,10 @@ from retarget.files import cannot_write, lock, make_directory, read_json, write_
 from retarget.pskd.past.rows import Dense, RowFormat
 
 LOCK = ".lock"
+OTHER_PROCESSES = (
+    "holds a table that another number of processes wrote: each of them has a copy of its own, so start with the same "
+    "number, or give a new run another path. A run with a table in memory (Dense, TopK) resumes on any number"
+)
 _HELD: dict[str, tuple[int, int]] = {}
 """The locked directories of this process: its id, since a forked child has a copy, and the open file."""
 
@@ -26,7 +30,7 @@ class MemoryMapped:
 
     Args:
         path: a directory for this table alone. It is created, or opened if it holds a table of the same shape. With
-            several processes each rank has its own copy in ``path/rank-R``.
+            several processes each rank has its own copy in ``path/rank-R``, so a run is resumed on the same number.
         rows: ``Dense(...)`` or ``TopK(...)``.
 
     A saved state does not hold the rows. So a state of the middle of an epoch can be resumed from only until the next
@@ -54,6 +58,8 @@ def open_files(
             raise UserError(f"{path} holds a table of another shape: found {found}, need {wanted}; pass another path")
     else:
         begun = {LOCK, f".{description.name}.tmp", *(f"{name}.bin" for name in sizes)}  # of a kill, or a full disk
+        if any(path.glob("rank-*/layout.json")):
+            raise UserError(f"{path} {OTHER_PROCESSES}")
         if any(one.name not in begun for one in path.iterdir()):
             raise UserError(f"{path} is not empty but holds no table: pass a directory for the table alone")
         for name, nbytes in sizes.items():
@@ -69,6 +75,12 @@ def open_files(
         files.append(raw)
         tensors[name] = torch.from_numpy(raw).view(dtype).view(shape)
     return tensors, files
+
+
+def has_rows(path: Path) -> bool:
+    """Whether a directory holds a table in which a row was written."""
+    stamps = path / "stamps.bin"
+    return stamps.is_file() and stamps.stat().st_size > 0 and bool(np.memmap(stamps, np.int32, mode="r").any())
 
 
 def _hold(path: Path) -> None:

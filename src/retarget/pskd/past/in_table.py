@@ -12,6 +12,7 @@ from retarget.errors import UserError
 from retarget.pskd.checks import Checks, check_unchanged, incomparable
 from retarget.pskd.functional import SparseRows
 from retarget.pskd.past.exchange import WriteLog, communication_device, exchange, world_size
+from retarget.pskd.past.files import OTHER_PROCESSES, has_rows
 from retarget.pskd.past.rows import Dense, RowFormat
 from retarget.pskd.past.state import restore
 from retarget.pskd.past.table import Table, table_bytes
@@ -176,6 +177,8 @@ class PastInTable:
         table.flush()
         newest = table.newest
         if newest < 0 <= saved:
+            if world_size() > 1 and self.path and (has_rows(self.path) or has_rows(self.path / "rank-0")):
+                raise UserError(f"{table.path} is empty, but {self.path} {OTHER_PROCESSES}")
             raise UserError(f"{state} belongs to a memory-mapped table, but the table at {table.path} is empty")
         if newest > saved + 1:
             raise UserError(
