@@ -196,9 +196,9 @@ def read(file: str, text: str, label: str) -> tuple[list[str], list[str]]:
             if not isinstance(row, dict):
                 raise UserError(f"{file}, line {number}: not a JSON object with {text} and {label}. {WANTED}")
             rows += [(number, row)] if row else []
-    said = [(text_of(row.get(text), f"{file}, line {number}: {text}"),
-             class_of(row.get(label), f"{file}, line {number}: {label}")) for number, row in rows]  # fmt: skip
-    found = [(one, name) for one, name in said if one and name]
+    said = [(number, text_of(row.get(text), f"{file}, line {number}: {text}"), row.get(label)) for number, row in rows]
+    found = [(one, class_of(value, f"{file}, line {number}: {label}")) for number, one, value in said if one]
+    found = [(one, name) for one, name in found if name]
     if not found:
         there = f"The first row has {', '.join(rows[0][1])}" if rows else "It is empty"
         raise UserError(f"{file}: no row has both {text} and {label}. {there}")

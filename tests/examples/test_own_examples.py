@@ -130,6 +130,8 @@ def test_texts_of_ones_own_are_classified(tmp_path, monkeypatch):
     odd.write_bytes('{"says": "a", "n": 1}\n{"says": "caf\u00e9", "n": 1}\n'.encode("latin-1"))
     with pytest.raises(UserError, match=r"odd\.jsonl, line 2: not UTF-8 \(.*\): convert the file"):
         example.read(str(odd), "says", "n")
+    odd.write_text('{"says": " ", "n": -1}\n{"says": null, "n": [1]}\n{"says": "a", "n": 1}\n')
+    assert example.read(str(odd), "says", "n") == (["a"], ["1"])  # the label of a row without a text is not looked at
     odd.write_text("".join(f'{{"says": "a", "n": {n}}}\n' for n in ("1", "true", '"1.0"', "0", "false", '"0.00"')))
     assert example.read(str(odd), "says", "n")[1] == ["1", "1", "1", "0", "0", "0"]
     odd.write_text("".join(f'{{"says": "a", "n": {n}}}\n' for n in ("1", "1.0", '"1"', "NaN", "null", '""', '" "')))
