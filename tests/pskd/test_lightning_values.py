@@ -116,3 +116,37 @@ def test_a_batch_that_is_mixed_in_part_or_skipped_is_not_remembered(module, tmp_
     fit(module(), PSKDCallback(method), tmp_path, epochs=1)
     method.set_epoch(1)
     assert method.past_probs(torch.tensor(list(InOrder())))[1].tolist() == [True] * 4 + [False] * 8
+
+
+class OneLogit(Module):
+    def forward(self, x):
+        return self.net(x)[:, 0]
+
+    def training_step(self, batch, batch_idx):
+        return F.binary_cross_entropy_with_logits(self(batch[0]), (batch[1] > 0).float())
+
+
+class Lbfgs(Module):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), max_iter=3)
+
+
+class Elsewhere(Module):
+    """Never calls itself, only a part of itself."""
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize(
+    ("module", "classes", "told"),
+    [
+        (OneLogit, 2, r"returned one logit for each sample, \[4\],.* Use MultiLabelPSKD with num_classes=1"),
+        (Lbfgs, C, r"called the module itself \d+ times .*exactly once: an optimizer that runs the step .*LBFGS"),
+        (Module, C + 1, rf"exactly once: it returned \[4, {C}\]. If the network has another number of classes"),
+        (Elsewhere, C, r"called the module itself 0 times .*it was not called. Name the submodule .* by logits_from="),
+    ],
+)
+def test_a_step_without_one_prediction_for_each_sample_is_told_why(module, classes, told, tmp_path):
+    with pytest.raises(UserError, match=told):
+        fit(module(), PSKDCallback(PSKD(N, classes, EPOCHS)), tmp_path)

@@ -224,6 +224,7 @@ class PSKDCallback(SavedBeside):
         self._step: Step | None = None
         self._sample: Tensor | None = None
         self._logits: list[Tensor] = []
+        self._others: dict[str, None] = {}  # what else the module returned in this step, in order
         self._remember, self._watch = True, True
         self._backward, self._used, self._scaled = False, False, False
         self._hook: Any = None
@@ -282,7 +283,8 @@ class PSKDCallback(SavedBeside):
                 f"the batch's labels are {labels.dtype} {list(labels.shape)}: MultiLabelPSKD takes floats [B, C], here "
                 f"C = {method.num_classes}, made so in the dataset, since a conversion in the step would lose the rows"
             )
-        self._logits, self._remember, self._backward, self._used = [], True, False, False
+        self._logits, self._others = [], {}
+        self._remember, self._backward, self._used = True, False, False
         hard, rows, alpha = as_labels(labels.detach().clone()), None, None
         if method.alpha > 0:
             with trainer.precision_plugin.forward_context() if teacher else nullcontext():
@@ -326,13 +328,7 @@ class PSKDCallback(SavedBeside):
         if not self._remember or skipped or mixed or (step.order is not None and given is None):
             return
         if len(self._logits) != 1:
-            source = self.logits_from or "the module itself"
-            raise UserError(
-                f"training_step called {source} {len(self._logits)} times with logits [B, C] = "
-                f"[{len(step.hard)}, {self.method.num_classes}] as output, but must do so exactly once: if the network "
-                "has another number of classes, set num_classes; else name the submodule that returns the logits by "
-                f"logits_from=. {_TWO_LINES}"
-            )
+            self._refuse_count(len(step.hard))
         logits = self._logits.pop()
         if given is not None and (watched or step.order is not None):
             _refuse_other_order(logits, given, step.order)
@@ -370,21 +366,53 @@ class PSKDCallback(SavedBeside):
 
     def _see(self, output: Any) -> None:
         expected = (len(self._step.hard), self.method.num_classes) if self._step else None
-        if torch.is_grad_enabled() and isinstance(output, Tensor) and tuple(output.shape) == expected:
+        if expected is None or not torch.is_grad_enabled():
+            return
+        if isinstance(output, Tensor) and tuple(output.shape) == expected:
             self._logits.append(output.detach())
+        else:
+            self._others[str(list(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"] = None
 
     def _close(self) -> None:
         if self._step:
             self._step.close()
         self._step = None
 
+    def _refuse_count(self, size: int) -> None:
+        """Raise since the step did not return logits [B, C] once: whose predictions are the samples'?"""
+        source, times = self.logits_from or "the module itself", len(self._logits)
+        what = (
+            f"training_step called {source} {times} times with logits [B, C] = [{size}, {self.method.num_classes}] as "
+            "output, but must do so exactly once: "
+        )
+        if times:
+            what += (
+                "an optimizer that runs the step several times for one batch (LBFGS, SAM), and a step that forwards "
+                "several views of its images, have more than one prediction for each sample"
+            )
+        elif self._others:
+            what += (
+                f"it returned {', '.join(self._others)}. If the network has another number of classes, set "
+                "num_classes; else name the submodule that returns the logits by logits_from="
+            )
+        else:
+            what += "it was not called. Name the submodule that returns the logits by logits_from="
+        raise UserError(f"{what}. {_TWO_LINES}")
+
     def _refuse(self) -> None:
+        what = "training_step's loss does not depend on the softened labels, so only the hard labels would be learnt: "
+        size = len(self._step.hard) if self._step else 0
+        if self.method.num_classes <= 2 and {f"[{size}]", f"[{size}, 1]"} & set(self._others):
+            raise UserError(
+                f"{what}the network returned one logit for each sample, {', '.join(self._others)}, which answers a "
+                "yes-or-no question. Use MultiLabelPSKD with num_classes=1 and labels as floats [B, 1], for logits "
+                "[B, 1]; or let the network return two logits"
+            )
         kinds = "F.binary_cross_entropy_with_logits" if isinstance(self.method, MultiLabelPSKD) else "F.cross_entropy"
         raise UserError(
-            "training_step's loss does not depend on the softened labels, so only the hard labels would be learnt: "
-            f"it is a loss of your own, or does not use the batch's labels. {kinds} of the batch's labels uses the "
-            "rows by itself; pass any other loss the rows [B, C], soft_targets(y, num_classes) from retarget.pskd. "
-            f"{_TWO_LINES}"
+            f"{what}it is a loss of your own, or does not use the batch's labels. {kinds} of the batch's labels uses "
+            "the rows by itself; pass any other loss the rows [B, C], soft_targets(y, num_classes) from "
+            f"retarget.pskd. {_TWO_LINES}"
         )
 
 
