@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 from gain_map import half_width
+from record_pages import with_meaning
 from record_tables import unit_after
-from records import PAGES, SIGNS, Record, names, names_of, read_toml, record, with_meaning
+from records import PAGES, SIGNS, Record, names, names_of, read_toml, record
 
 Measured = tuple[Record, dict[str, Any]]
 

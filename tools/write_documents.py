@@ -25,7 +25,8 @@ from pathlib import Path
 
 from abstracts import found, seventeen
 from gain_map import draw, points, table
-from records import PAGES, RESULTS, ROOT, SIGNS, VOID, excerpt, names, page, record, settings
+from record_pages import excerpt, page
+from records import PAGES, RESULTS, ROOT, SIGNS, VOID, names, record, settings
 
 from retarget.report import build
 
