@@ -8,6 +8,7 @@ out here. A metric that compares a run with those of other seeds compares it wit
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -62,11 +63,13 @@ def join(directories: Sequence[Path], out: Path) -> None:
             raise UserError(f"{directory} and {directories[0]} differ in {', '.join(changed)}: they are two studies")
     _refuse_other_content(directories)
     plan = plans[0].model_copy(update={"seeds": tuple(seeds)})
-    looks = [*summaries[0].looks, seeds]
-    notes = [note for note in analyses[0].notes if all(note in one.notes for one in analyses)]
+    looks = [*dict.fromkeys(tuple(look) for one in summaries for look in one.looks), tuple(seeds)]
     analysis = Analysis(
         figures=_figures(analyses, [len(one.seeds) for one in summaries]), lead=analyses[0].lead,
-        notes=[one for one in (*notes, unplanned_looks(plan, looks), _apart(summaries)) if one],
+        notes=[
+            *_notes(plans, summaries, analyses),
+            *(one for one in (unplanned_looks(plan, looks), _apart(summaries)) if one),
+        ],
     )  # fmt: skip
     make_directory(out)
     for directory in directories:
@@ -145,6 +148,18 @@ def _seeds_of_all(whole: Sequence[Series]) -> Series:
 
 def _drawn(figure: Lines) -> list[tuple[str, list[float]]]:
     return [(one.label, list(one.x)) for one in figure.series]
+
+
+def _notes(plans: Sequence[StudyPlan], summaries: Sequence[Summary], analyses: Sequence[Analysis]) -> list[str]:
+    """The notes of all records but those on looks; what not every record has begins with the seeds it is about."""
+    looks = {unplanned_looks(plan, one.looks) for plan, one in zip(plans, summaries, strict=True)}
+    found = dict.fromkeys(note for one in analyses for note in one.notes if note not in looks)
+    about = {note: [summary.seeds for summary, one in zip(summaries, analyses, strict=True) if note in one.notes]
+             for note in found}  # fmt: skip
+    return [
+        note if len(seeds) == len(analyses) else f"Seeds {', '.join(map(str, itertools.chain(*seeds)))}: {note}"
+        for note, seeds in about.items()
+    ]
 
 
 def _apart(summaries: Sequence[Summary]) -> str:

@@ -84,6 +84,25 @@ def begin_or_resume(case: str, rank: int, world: int, folder: Path) -> None:
     torch.save({"said": said, "written": memory.past_probs(torch.arange(n))[1]}, folder / f"{world}-{rank}")
 
 
+def say(case: str, rank: int, world: int, folder: Path) -> None:
+    """Save what each process is told, and whether it finds what the first one has saved.
+
+    Each numbers samples of its own, or has a table of another length, or saves where only one of them can write.
+    """
+    n = 4 - (rank if case == "lengths" else 0)
+    method, index = PSKD(n, C, EPOCHS), torch.arange(n)
+    method.set_epoch(0)
+    method.loss(torch.zeros(n, C), torch.full((n,), rank if case == "shards" else 0), index)
+    said, state = "", folder / "file" / "state" if case == "unwritable" else folder / "state"
+    if case == "unwritable" and rank == 0:
+        state.parent.touch()
+    try:
+        method.save(state)
+    except UserError as error:
+        said = str(error)
+    torch.save({"said": said, "found": state.is_file()}, folder / f"{world}-{rank}")
+
+
 def train_previous(rank: int, world: int, folder: Path) -> None:
     """Batch norm's statistics differ between ranks after a step: save the past of the same inputs, and after a resume.
 
@@ -121,6 +140,8 @@ def main(case: str, store: str, rank: int, world: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/init-{case}", rank=rank, world_size=world)
     if case in ("begin", "resume"):
         begin_or_resume(case, rank, world, folder)
+    elif store == "say":
+        say(case, rank, world, folder)
     elif store == "model":
         train_previous(rank, world, folder)
     else:

@@ -1,5 +1,6 @@
 """Two processes equal one on the same global batch, and every rank ends with every row."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,24 @@ def test_a_table_in_files_of_another_number_of_processes_is_named(began, goes_on
     for number, rank in enumerate(train("resume", "both", goes_on, tmp_path)):
         assert (cause in rank["said"]) == (number in refused) == bool(rank["said"]), rank["said"]
         assert rank["written"].all()
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("shards", r"sample 0 has one label in process 0 and another in process 1: .*with_index\(dataset\) first"),
+        ("lengths", r"the processes have tables of 4, 3 rows: num_samples must be the same in all of them"),
+        ("unwritable", r"cannot write|another process could not save the state of PS-KD"),
+    ],
+)
+def test_every_process_is_told_what_is_wrong_with_one(case, told, tmp_path):
+    ranks = train(case, "say", 2, tmp_path)
+    assert all(re.search(told, rank["said"]) for rank in ranks), ranks
+    assert not any(rank["found"] for rank in ranks)
+
+
+def test_a_state_is_there_for_every_process_when_it_is_saved(tmp_path):
+    assert train("saved", "say", 2, tmp_path) == [{"said": "", "found": True}] * 2
 
 
 def test_every_rank_has_the_same_previous_model_and_a_resumed_one_has_it_too(tmp_path):

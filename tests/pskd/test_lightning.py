@@ -119,12 +119,6 @@ def test_resumed_at_an_epoch_end_equals_uninterrupted_bit_for_bit(store, tmp_pat
     assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
 
 
-def test_only_the_newest_tables_are_kept(tmp_path):
-    fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS), directory=tmp_path / "tables"), tmp_path)
-    kept = sorted(path.name for path in (tmp_path / "tables").iterdir())
-    assert kept == ["pskd-epoch-2.safetensors", "pskd-epoch-3.safetensors"]
-
-
 def test_a_resume_with_another_alpha_is_refused(tmp_path):
     _, trainer = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS)), tmp_path / "first", epochs=2)
     other = PSKDCallback(PSKD(N, C, EPOCHS, alpha_T=0.3))
@@ -331,13 +325,6 @@ def test_the_index_is_the_last_entry_whatever_is_between(tmp_path):
     method.set_epoch(1)
     method.loss(torch.zeros(N, C), torch.stack([y for _, y in samples()]), torch.arange(N))
     assert method.fallbacks == 0, "every sample has a prediction of its own"
-
-
-def test_tables_of_another_run_in_the_folder_do_not_cost_this_run_its_own(tmp_path):
-    tables = tmp_path / "tables"
-    fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS), directory=tables), tmp_path)
-    fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS), directory=tables), tmp_path, epochs=2)
-    assert (tables / "pskd-epoch-1.safetensors").exists()
 
 
 class Normed(Module):

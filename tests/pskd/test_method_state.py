@@ -340,3 +340,33 @@ def test_saves_within_an_epoch_neither_warn_of_what_is_few_nor_hide_what_is_all(
             warnings.simplefilter("always")
             method.save(tmp_path / "state")
         assert len(caught) == (number == 0), "once in an epoch"
+
+
+@pytest.mark.parametrize("kind", ["dense", "file", "model"])
+def test_a_state_that_was_restored_without_its_table_is_refused_before_it_is_read(kind, tmp_path):
+    """accelerate's ``register_for_checkpointing`` saves and restores ``state_dict()`` alone."""
+    x, y, index = torch.randn(N, 6), torch.arange(N) % C, torch.arange(N)
+
+    def make():
+        model = network()
+        past = {"dense": Dense(), "file": MemoryMapped(tmp_path / "table"), "model": PreviousModel(model)}[kind]
+        return PSKD(N, C, EPOCHS, store=past)
+
+    method = make()
+    for epoch in range(2):
+        method.set_epoch(epoch)
+        method.loss(torch.randn(N, C), y, index, inputs=x)
+    state = method.state_dict()
+    method.save(tmp_path / "state")
+    restored = make()
+    restored.load_state_dict(state)
+    told = r"load_state_dict\(\) has restored epoch 1, but not the .*: call load\(\) with the file"
+    for read in (lambda: restored.soften(y, index, inputs=x), lambda: restored.set_epoch(2)):
+        with pytest.raises(UserError, match=told):
+            read()
+    restored.load(tmp_path / "state")
+    restored.set_epoch(2)
+    anew = make()
+    anew.load_state_dict(state)
+    anew.set_epoch(0)
+    anew.loss(torch.randn(N, C), y, index, inputs=x)

@@ -58,7 +58,7 @@ def test_two_parts_of_a_record_give_it_back(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     before, after = read(RECORD / "summary.json"), read(tmp_path / "joined" / "summary.json")
     assert after["conditions"] == before["conditions"]
-    assert after["looks"] == [seeds[:2], seeds]
+    assert after["looks"] == [seeds[:2], seeds[2:], seeds], "each record had verdicts of its own"
     for old, new in zip(before["claims"], after["claims"], strict=True):
         assert new["item_interval"] is None, "an interval over items of one part would be shown for all"
         old, new = (ClaimResult.model_validate(one | {"item_interval": None}) for one in (old, new))
@@ -69,6 +69,28 @@ def test_two_parts_of_a_record_give_it_back(tmp_path):
     assert "ran on different machines" in drawn["notes"][-1]
     found = sorted(path.relative_to(RECORD) for path in RECORD.glob("runs/**/*.json*"))
     assert sorted(path.relative_to(tmp_path / "joined") for path in tmp_path.glob("joined/runs/**/*.json*")) == found
+
+
+def test_every_look_and_every_note_is_kept_whichever_record_comes_first(tmp_path):
+    seeds = read(RECORD / "summary.json")["seeds"]
+    parts = part(tmp_path / "a", seeds[:2]), part(tmp_path / "b", seeds[2:])
+    for folder, note in zip(parts, ("fitted temperature 0.57", "fitted temperature 0.61"), strict=True):
+        analysis = read(folder / "analysis.json")
+        analysis["notes"] = ["in both", note]
+        (folder / "analysis.json").write_text(json.dumps(analysis))
+    summary = read(parts[1] / "summary.json")
+    summary["looks"] = [seeds[2:3], seeds[2:]]
+    (parts[1] / "summary.json").write_text(json.dumps(summary))
+    for number, order in enumerate((parts, parts[::-1])):
+        out = tmp_path / f"joined-{number}"
+        assert join(*order, out=out).returncode == 0
+        looks = read(out / "summary.json")["looks"]
+        assert sorted(map(sorted, looks)) == sorted([seeds[:2], seeds[2:3], seeds[2:], seeds])
+        notes = read(out / "analysis.json")["notes"]
+        expected = {"in both", f"Seeds {seeds[0]}, {seeds[1]}: fitted temperature 0.57",
+                    f"Seeds {', '.join(map(str, seeds[2:]))}: fitted temperature 0.61"}  # fmt: skip
+        assert set(notes[:-2]) == expected
+        assert "Verdicts have been given 4 times" in notes[-2]
 
 
 def test_a_seed_in_both_records_is_refused(tmp_path):

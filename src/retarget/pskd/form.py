@@ -12,7 +12,7 @@ from retarget.errors import UserError
 from retarget.pskd.checks import Checks, as_index, check_index, check_shapes
 from retarget.pskd.functional import SparseRows
 from retarget.pskd.past.base import Past
-from retarget.pskd.past.exchange import world_size
+from retarget.pskd.past.exchange import in_one_place
 from retarget.pskd.past.in_table import PastInTable
 from retarget.pskd.past.previous import PastFromModel, PreviousModel
 from retarget.pskd.past.state import read_state, refuse_other_state, write_state
@@ -45,6 +45,7 @@ class Form:
         self.schedule, self.past, self.checks = schedule, past, checks
         self.num_samples, self.num_classes, self.ignore_index = num_samples, num_classes, ignore_index
         self._agreed = agreed
+        self._lacking: int | None = None  # the epoch of a restored state whose table, or past weights, were not loaded
         schedule.pretrained = self.teacher is not None and self.teacher.pretrained
 
     @property
@@ -83,6 +84,9 @@ class Form:
             UserError: epoch outside [0, total_epochs), or one whose past rows have been overwritten.
         """
         self.schedule.refuse(epoch)
+        if epoch:
+            self._refuse_lacking()
+        self._lacking = None
         self.end_epoch()
         if epoch > 0 and self.schedule.began is None and self.schedule.alpha_T > 0 and not self.teacher:
             found = self.past.found() if isinstance(self.past, PastInTable) else None
@@ -120,9 +124,11 @@ class Form:
 
     @property
     def fallbacks(self) -> int:
-        """Number of samples in this epoch that had no past row and kept their hard label; reading it synchronises.
+        """Number of samples that this process has asked for in this epoch and that had no past row, so that they kept
+        their hard label; reading it synchronises.
 
-        Samples whose label is ignored have none to keep and are not counted.
+        Samples whose label is ignored have none to keep and are not counted. A batch given to both ``soften`` and
+        ``loss`` counts twice.
         """
         return int(self.schedule.fallbacks)
 
@@ -143,6 +149,7 @@ class Form:
         index = check_index(self.checks, index.long(), self.num_samples)
         if self.alpha == 0:
             raise UserError("this epoch uses no past predictions: it is the first one, or alpha is 0")
+        self._refuse_lacking()
         past, written = self.past.read(index, index.device, inputs)
         return self._dense(past), written > 0
 
@@ -153,25 +160,26 @@ class Form:
         return {**self.agreed, "epoch": self.schedule.began}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved epoch. Another dataset, schedule or row format is an error that names both values."""
+        """Continue from a saved epoch. Another dataset, schedule or row format is an error that names both values.
+
+        The table, or the past weights, are not in the state: :meth:`load` restores both.
+        """
         refuse_other_state(state, self.agreed, ["epoch"], "PS-KD state")
-        self.schedule.began = state["epoch"]
+        self.schedule.began = self._lacking = state["epoch"]
 
     def save(self, path: str | Path, *, writes: bool | None = None) -> None:
         """Write the table and the state to a safetensors file beside the model's checkpoint, atomically.
 
         With ``PreviousModel`` the past weights are written instead of a table. A memory-mapped table stays where it is;
-        only the state is written. Collective: every rank calls it, rank 0 writes.
+        only the state is written. Collective: every rank calls it, rank 0 writes, and none returns before the file is
+        there.
 
         Args:
             writes: whether this process writes; for nodes without a common disk, True in one process of each.
         """
         self.end_epoch()
         tensors = self.past.save()
-        if writes is None:
-            writes = world_size() == 1 or torch.distributed.get_rank() == 0
-        if writes:
-            write_state(path, _STATE, self.state_dict(), tensors)
+        in_one_place(lambda: write_state(path, _STATE, self.state_dict(), tensors), writes)
 
     def load(self, path: str | Path) -> None:
         """Read what :meth:`save` wrote; then call ``set_epoch`` with the epoch to continue from.
@@ -182,6 +190,7 @@ class Form:
         state, saved = read_state(path, _STATE, "PS-KD state")
         self.load_state_dict(state)
         self.past.load(Path(path), self.schedule.began, saved)
+        self._lacking = None
 
     # -- for the losses
 
@@ -205,11 +214,23 @@ class Form:
         Args:
             counted: which samples' labels are not ignored, [B] bool; None if none is.
         """
+        self._refuse_lacking()
         past, written = self.past.read(keys, device, inputs)
         lacking = written == 0
         self.schedule.fallbacks += (lacking if counted is None else lacking & counted).sum()
         self.schedule.asked += len(keys) if counted is None else counted.sum()
         return past, written * self.alpha
+
+    def _refuse_lacking(self) -> None:
+        """Raise if a state was restored without its table, or its past weights: its samples would lack their past."""
+        if self._lacking is not None and self.schedule.alpha_T > 0:
+            what = "past weights, which are" if self.teacher else "table, which is"
+            raise UserError(
+                f"load_state_dict() has restored epoch {self._lacking}, but not the {what} not in state_dict(): call "
+                "load() with the file that save() wrote beside the checkpoint. accelerate's "
+                "register_for_checkpointing() saves state_dict() alone, so call save() after save_state() and load() "
+                "after load_state()"
+            )
 
     def _dense(self, past: Tensor | SparseRows) -> Float[Tensor, "batch classes"]:
         return past.dense(self.num_classes) if isinstance(past, SparseRows) else past

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import lightning.pytorch as pl
 import torch
@@ -22,6 +23,8 @@ from retarget.pskd.past.previous import share_buffers
 from retarget.pskd.soft_labels import Step, depends_on
 
 _SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+_STATES = "states"
+"""In a checkpoint: the names of the states that are kept, the checkpoint's own last."""
 _TWO_LINES = (
     "Or call PS-KD yourself: method.set_epoch(self.current_epoch) in on_train_epoch_start and "
     "loss = method.loss(logits, y, index) in training_step."
@@ -55,6 +58,9 @@ class WholeCheckpoints(TorchCheckpointIO):
 class SavedBeside(pl.Callback):
     """Announces epochs to a method and keeps its state beside each checkpoint, never in it.
 
+    Each call of ``fit`` gives its states a name of their own, and a checkpoint knows that of its state: runs that share
+    a folder, or go on from one checkpoint, do not replace each other's.
+
     The epoch that ``StochasticWeightAveraging`` adds, to recompute batch norm's statistics, is not announced.
 
     Args:
@@ -65,17 +71,19 @@ class SavedBeside(pl.Callback):
     """
 
     prefix = "pskd"
-    """Files are called ``PREFIX-epoch-E.safetensors``."""
+    """Files are called ``PREFIX-epoch-E-RUN.safetensors``; in version 0.1 without ``RUN``."""
 
     def __init__(self, method: Any, directory: str | Path | None, keep: int) -> None:
         self.method, self.directory, self.keep = method, Path(directory) if directory else None, keep
         self._restore: str | None = None
-        self._saved: int | None = None
+        self._run = uuid4().hex[:8]
+        self._states: list[str] = []  # those of this run and of what it goes on from, the oldest first
+        self._saved = False  # whether one was saved since older ones were deleted; its checkpoint may not be whole yet
         self._added = False  # whether this is the epoch that weight averaging adds, in which nothing is learnt
         self._announced: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._announced = None
+        self._announced, self._run = None, uuid4().hex[:8]
         if trainer.num_training_batches == float("inf"):
             raise UserError("an infinite loader has no epochs: set Trainer(limit_train_batches=steps_per_epoch)")
         self._warn_of_other_epochs(trainer)
@@ -83,15 +91,20 @@ class SavedBeside(pl.Callback):
             homes = [self._home(trainer)]
             if trainer.ckpt_path and not self.directory:
                 homes.insert(0, Path(str(trainer.ckpt_path)).parent)
-            found = [home / self._restore for home in homes if (home / self._restore).exists()]
-            if not found:
-                where = " or ".join(dict.fromkeys(str(home) for home in homes))
-                raise UserError(
-                    f"{self._restore} is not in {where}: pass its folder as directory=; or it was deleted because only "
-                    f"the newest {self.keep} states are kept, and keep= must be higher"
-                )
-            self.method.load(found[0])
-            self._restore = None
+            self.load_from(*homes)
+
+    def load_from(self, *homes: Path) -> None:
+        """Load the state whose name a checkpoint gave, from the first of the folders that has it."""
+        assert self._restore
+        found = [home / self._restore for home in homes if (home / self._restore).exists()]
+        if not found:
+            where = " or ".join(dict.fromkeys(str(home) for home in homes))
+            raise UserError(
+                f"{self._restore} is not in {where}: pass its folder as directory=; or it was deleted because only "
+                f"the newest {self.keep} states are kept, and keep= must be higher"
+            )
+        self.method.load(found[0])
+        self._restore = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._prune(trainer)
@@ -114,21 +127,26 @@ class SavedBeside(pl.Callback):
         self._prune(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.method.state_dict()
+        state = self.method.state_dict()
+        epoch = state["epoch"]
+        return state if epoch is None else {**state, _STATES: self._with(self._file_name(epoch))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.method.load_state_dict(state_dict)
-        epoch = state_dict["epoch"]
-        self._restore = None if epoch is None else self._file_name(epoch)
+        state = dict(state_dict)
+        epoch, states = state["epoch"], state.pop(_STATES, None)
+        self.method.load_state_dict(state)
+        self._states = states or ([] if epoch is None else [f"{self.prefix}-epoch-{epoch}.safetensors"])
+        self._restore = self._states[-1] if self._states else None
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        home, epoch = self._home(trainer), self.method.state_dict()["epoch"]
+        epoch = self.method.state_dict()["epoch"]
         if epoch is None:  # saved before the first epoch, by a learning-rate search say: there is no past yet
             return
-        self.method.save(home / self._file_name(epoch))
-        self._saved = epoch
+        name = self._file_name(epoch)
+        self.method.save(self._home(trainer) / name)
+        self._states, self._saved = self._with(name), True
 
     def _warn_of_other_epochs(self, trainer: pl.Trainer) -> None:
         planned = self.method.total_epochs
@@ -147,20 +165,22 @@ class SavedBeside(pl.Callback):
 
     def _prune(self, trainer: pl.Trainer) -> None:
         """Remove old states once the newest one's checkpoint is complete, so that a full disk loses neither."""
-        home, newest = self._home(trainer), self._saved
-        if newest is None or not trainer.is_global_zero:
+        if not self._saved:
             return
-        saved = {int(path.stem.rpartition("-")[2]): path for path in home.glob(self._file_name("*"))}
-        for old in sorted(one for one in saved if one <= newest)[: -self.keep]:  # later ones are another run's
-            saved[old].unlink()
-        self._saved = None
+        old, self._states, self._saved = self._states[: -self.keep], self._states[-self.keep :], False
+        if trainer.is_global_zero:
+            for name in old:
+                (self._home(trainer) / name).unlink(missing_ok=True)
 
     def _home(self, trainer: pl.Trainer) -> Path:
         beside = getattr(trainer.checkpoint_callback, "dirpath", None)
         return self.directory or Path(beside or trainer.default_root_dir)
 
-    def _file_name(self, epoch: int | str) -> str:
-        return f"{self.prefix}-epoch-{epoch}.safetensors"
+    def _file_name(self, epoch: int) -> str:
+        return f"{self.prefix}-epoch-{epoch}-{self._run}.safetensors"
+
+    def _with(self, name: str) -> list[str]:
+        return [*(one for one in self._states if one != name), name]
 
 
 def _added_epoch(trainer: pl.Trainer) -> int | None:
@@ -196,7 +216,7 @@ class PSKDCallback(SavedBeside):
 
     With ``PreviousModel`` the past weights forward the batch's input in the trainer's precision.
 
-    The table, or the past weights, are saved beside each checkpoint as ``pskd-epoch-E.safetensors`` (the newest
+    The table, or the past weights, are saved beside each checkpoint as ``pskd-epoch-E-RUN.safetensors`` (the newest
     ``keep`` of them are kept) and loaded when the trainer resumes. Resume only at the end of an epoch.
 
     Args:

@@ -105,7 +105,7 @@ def test_a_resumed_trainer_equals_an_uninterrupted_one(name, tmp_path):
     resumed, again, _ = fit(name, tmp_path / "half", resume=tmp_path / "half" / "half.ckpt")
     assert same(straight, resumed)
     assert again.state_dict() == method.state_dict()
-    assert [path.name for path in (tmp_path / "half").glob("*.safetensors")] == ["peer-epoch-1.safetensors"]
+    assert [path.name[:13] for path in (tmp_path / "half").glob("*.safetensors")] == ["peer-epoch-1-"]
 
 
 def test_batches_are_mixed_and_a_tuple_is_refused(tmp_path):

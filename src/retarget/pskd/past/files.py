@@ -18,7 +18,9 @@ from retarget.pskd.past.rows import Dense, RowFormat
 LOCK = ".lock"
 OTHER_PROCESSES = (
     "holds a table that another number of processes wrote: each of them has a copy of its own, so start with the same "
-    "number, or give a new run another path. A run with a table in memory (Dense, TopK) resumes on any number"
+    "number (if it is the same, call load() and set_epoch() after the process group is there, made by "
+    "init_process_group or Accelerator), or give a new run another path. A run with a table in memory (Dense, TopK) "
+    "resumes on any number"
 )
 _HELD: dict[str, tuple[int, int]] = {}
 """The locked directories of this process: its id, since a forked child has a copy, and the open file."""
@@ -96,7 +98,11 @@ def _hold(path: Path) -> None:
         lock(file, wait=False)
     except BlockingIOError as error:
         os.close(file)
-        raise UserError(f"the table at {path} is in use by another process: give each run a path of its own") from error
+        raise UserError(
+            f"the table at {path} is in use by another process: give each run a path of its own. If it is another "
+            "process of this run, the process group was made too late: call load() and set_epoch() after "
+            "init_process_group, or Accelerator()"
+        ) from error
     except UserError as error:  # the lock only guards against a mistake
         warnings.warn(f"{path}: {error}. Make sure that no other run uses it", stacklevel=2)
     _HELD[name] = os.getpid(), file

@@ -77,7 +77,7 @@ class PastInTable:
         if not self.table and self._epoch is not None and world_size() > 1:
             self._make(self.device or communication_device())  # every rank must take part in the exchange
         if self.table:
-            exchange(self.table, self._log)
+            exchange(self.table, self._log, self._known, self.name)
 
     def locate(self, keys: Tensor, device: torch.device) -> Tensor:
         if self._older:

@@ -21,7 +21,7 @@ from retarget.pskd.checks import (
     one_hot,
 )
 from retarget.pskd.functional import cross_entropy, pskd_loss, widen
-from retarget.pskd.past.exchange import world_size
+from retarget.pskd.past.exchange import in_one_place
 from retarget.pskd.past.state import read_state, refuse_other_state, restore, write_state
 from retarget.pskd.schedule import refuse_bad_epoch, refuse_bad_run
 
@@ -233,12 +233,16 @@ class Peer:
     def save(self, path: str | Path) -> None:
         """Write tensors and state to a safetensors file beside the model's checkpoint, atomically.
 
-        Collective under torch.distributed: every rank calls it, rank 0 writes.
+        Collective under torch.distributed: every rank calls it, rank 0 writes, and none returns before the file
+        is there.
         """
         self.end_epoch()
-        if world_size() == 1 or torch.distributed.get_rank() == 0:
+
+        def write() -> None:
             tensors = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}  # some share memory
             write_state(path, _STATE, self.state_dict(), tensors)
+
+        in_one_place(write)
 
     def load(self, path: str | Path) -> None:
         """Read what :meth:`save` wrote; then call ``set_epoch`` with the epoch to continue from."""

@@ -15,7 +15,7 @@ class PeerCallback(SavedBeside):
 
     The module needs one line in ``training_step``, ``loss = method.loss(self(x), y, index, inputs=x)``, and must
     evaluate ``method.evaluated`` if that is a network. The sampler that ``needs`` names belongs in the data module. The
-    state is saved beside the checkpoint as ``peer-epoch-E.safetensors`` (the newest ``keep`` of them are kept) and
+    state is saved beside the checkpoint as ``peer-epoch-E-RUN.safetensors`` (the newest ``keep`` of them are kept) and
     loaded when the trainer resumes. Resume only at the end of an epoch.
 
     Args:

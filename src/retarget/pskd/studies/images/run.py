@@ -171,7 +171,8 @@ def take_back(last: Path, observe: Observe, method: SavedBeside | None) -> None:
     state = torch.load(last, weights_only=True, map_location="cpu")
     observe.load_state_dict(state["callbacks"][observe.state_key])
     if method:
-        method.method.load(last.parent / f"{method.prefix}-epoch-{state['epoch']}.safetensors")
+        method.load_state_dict(state["callbacks"][method.state_key])
+        method.load_from(last.parent)
 
 
 def _pskd(run: Run, s: Settings, parts: Split, network: nn.Module) -> PSKDCallback | None:
