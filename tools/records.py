@@ -161,7 +161,7 @@ class Record:
         return label_of(name, self.study["plan"]) if name and len(conditions) > 1 else ""
 
     def difference(self, claim: Mapping[str, Any]) -> str:
-        """Estimate and interval of a claim, in its unit."""
+        """Estimate and interval of a claim, in its unit, and the estimate over all seeds if an earlier look decided."""
         decimals = {metric["name"]: metric["decimals"] for metric in self.study["plan"]["metrics"]}
         return _difference(claim, decimals.get(claim["metric"], 2))
 
@@ -215,6 +215,8 @@ def _difference(claim: Mapping[str, Any], places: int) -> str:
         if claim["unit"] == "%":  # a share: the studies of today end an interval where no difference can be
             low, high = Metric(name="share", label="share", **SHARE).possible(low, high, claim.get("against"))
         text += f" [{low:+.{places}f}, {high:+.{places}f}]"
+    if claim.get("latest") is not None:
+        text += f"; over all seeds {amount(format(claim['latest'], f'+.{places}f'), claim['unit'])}"
     return text
 
 
