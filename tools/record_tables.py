@@ -27,6 +27,18 @@ def metric_tables(
     return f"{text}\n\n<details>\n{summary}\n\n{tables}\n\n</details>"
 
 
+WHOLE = {
+    "… last tenth": "entropy of unguided rollouts, last tenth",
+    "… of these solved afterwards": "hard problems solved in training, share solved afterwards",
+    "… by chance": "right states of guided rollouts that unguided ones reach by chance",
+    "… teacher": "log-probability of the right solution, teacher",
+    "… share above 0": "problems with a guided success before training, prefix found",
+    "… unguided, same problems": "unguided success before training, prefix found",
+    "… share above 0 of all": "problems with a guided success before training, all hard problems",
+}
+"""Labels of older records that only the metric before them completed, as they are today."""
+
+
 def _shown(arms: dict[str, Any], plan: dict[str, Any], columns: Sequence[str]) -> list[dict[str, Any]]:
     """The measured metrics of a record's tables: ``columns``, else those that decide claims, then those beside them."""
     known = {m["name"]: m for m in plan["metrics"] if any(_measured(arms[arm].get(m["name"])) for arm in arms)}
@@ -41,7 +53,9 @@ def _shown(arms: dict[str, Any], plan: dict[str, Any], columns: Sequence[str]) -
 def _table(metrics: Sequence[dict[str, Any]], arms: dict[str, Any], names: dict[str, str], ranked: bool) -> str:
     """Arms as rows, these metrics as columns."""
     rows = [
-        "| arm | seeds | " + " | ".join(f"{m['label']}{unit_after(m['unit'])}" for m in metrics) + " |",
+        "| arm | seeds | "
+        + " | ".join(f"{WHOLE.get(m['label'], m['label'])}{unit_after(m['unit'])}" for m in metrics)
+        + " |",
         "|---" * (len(metrics) + 2) + "|",
     ]
     ranks = {m["name"]: _ranks(m, arms) if ranked else {} for m in metrics}

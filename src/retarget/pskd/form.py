@@ -179,7 +179,8 @@ class Form:
         """
         self.end_epoch()
         tensors = self.past.save()
-        in_one_place(lambda: write_state(path, _STATE, self.state_dict(), tensors), writes)
+        near = next((one.device for one in tensors.values()), None)
+        in_one_place(lambda: write_state(path, _STATE, self.state_dict(), tensors), writes, near=near)
 
     def load(self, path: str | Path) -> None:
         """Read what :meth:`save` wrote; then call ``set_epoch`` with the epoch to continue from.

@@ -201,7 +201,7 @@ class PSKDMixin(_Base):
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The library's; adds alpha and the number of samples without a past row to the training loss."""
+        """The library's; adds alpha, and how many samples of this process had no past row, to the training loss."""
         if self.pskd and "loss" in logs:
             logs = {**logs, "pskd_alpha": self.pskd.alpha, "pskd_fallbacks": self.pskd.fallbacks}
         super().log(logs, *args, **kwargs)

@@ -46,11 +46,12 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def in_one_place(write: Callable[[], None], writes: bool | None = None) -> None:
+def in_one_place(write: Callable[[], None], writes: bool | None = None, *, near: torch.device | None = None) -> None:
     """Write files in one process while the others wait for them; collective: every rank calls it.
 
     Args:
         writes: whether this process writes; None for rank 0 alone.
+        near: a device of this process, if it has its own; see :func:`communication_device`.
 
     Raises:
         UserError: in every process, if one of them could not write.
@@ -62,7 +63,7 @@ def in_one_place(write: Callable[[], None], writes: bool | None = None) -> None:
         except UserError as caught:
             error = caught
     if world_size() > 1:
-        failed = torch.tensor([float(error is not None)], device=communication_device())
+        failed = torch.tensor([float(error is not None)], device=communication_device(near))
         dist.all_reduce(failed)
         if failed and error is None:
             raise UserError("another process could not save the state of PS-KD: its message says why")

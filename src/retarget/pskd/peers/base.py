@@ -237,12 +237,13 @@ class Peer:
         is there.
         """
         self.end_epoch()
+        tensors = self.tensors()
 
         def write() -> None:
-            tensors = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}  # some share memory
-            write_state(path, _STATE, self.state_dict(), tensors)
+            copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}  # some share memory
+            write_state(path, _STATE, self.state_dict(), copies)
 
-        in_one_place(write)
+        in_one_place(write, near=next((one.device for one in tensors.values()), None))
 
     def load(self, path: str | Path) -> None:
         """Read what :meth:`save` wrote; then call ``set_epoch`` with the epoch to continue from."""
