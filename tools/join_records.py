@@ -97,8 +97,11 @@ def _refuse_other_content(directories: Sequence[Path]) -> None:
 
 
 def _setting(plan: StudyPlan) -> dict[str, Any]:
-    """A plan without what may differ between machines."""
-    return json.loads(plan.model_copy(update={"seeds": ()}).model_dump_json())
+    """A plan without what may differ between machines, or is only words."""
+    setting = json.loads(plan.model_copy(update={"seeds": ()}).model_dump_json())
+    for metric in setting["metrics"]:
+        del metric["label"], metric["description"]
+    return setting
 
 
 def _values(plan: StudyPlan, summaries: Sequence[Summary]) -> Values:

@@ -64,8 +64,8 @@ def test_a_table_in_files_of_another_number_of_processes_is_named(began, goes_on
     ("case", "told"),
     [
         ("shards", r"sample 0 has one label in process 0 and another in process 1: .*with_index\(dataset\) first"),
-        ("lengths", r"the processes have tables of 4, 3 rows: num_samples must be the same in all of them"),
-        ("unwritable", r"cannot write|another process could not save the state of PS-KD"),
+        ("lengths", r"the processes have tables of 4, 3 rows: num_samples, or what stands for it, must be that of the whole"),
+        ("unwritable", r"cannot write|another process could not save its state"),
     ],
 )
 def test_every_process_is_told_what_is_wrong_with_one(case, told, tmp_path):

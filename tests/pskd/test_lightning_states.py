@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 import torch
-from test_lightning import EPOCHS, C, Module, N, fit, make, weights
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
+from test_lightning import EPOCHS, C, InOrder, Module, N, fit, make, samples, weights
+from torch.utils.data import DataLoader
 
-from retarget.pskd import PSKD, PSKDCallback
+from retarget.pskd import PSKD, PSKDCallback, with_index
 
 
 def test_only_the_newest_tables_are_kept(tmp_path):
@@ -54,3 +57,47 @@ def test_the_table_of_a_checkpoint_of_version_0_1_is_found(tmp_path):
     (path.parent / name).rename(path.parent / "pskd-epoch-1.safetensors")
     resumed, _ = run("second", ckpt=path)
     assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
+
+
+class Searched(Module):
+    lr = 0.1
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.lr)
+
+    def test_step(self, batch, batch_idx):
+        self(batch[0])
+
+
+class InTheMiddle(LearningRateFinder):
+    """Searches again at some epochs, as Lightning's documents show it."""
+
+    def on_fit_start(self, *args):
+        return
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch in (0, 2):
+            self.lr_find(trainer, module)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_search_in_the_middle_of_a_run_leaves_the_past_as_it_is(first, tmp_path):
+    method = PSKD(N, C, EPOCHS)
+    callbacks = [PSKDCallback(method), InTheMiddle(num_training_steps=2, update_attr=False)]
+    fit(Searched(), callbacks if first else callbacks[::-1], tmp_path)
+    assert method.epoch == EPOCHS - 1
+    assert method.past_probs(torch.arange(N))[1].all()
+
+
+def test_a_checkpoint_of_tested_weights_replaces_no_table(tmp_path):
+    saving = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    _, trainer = fit(Searched(), [PSKDCallback(PSKD(N, C, EPOCHS), keep=EPOCHS), saving], tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("pskd-*")}
+    assert len(before) == EPOCHS
+    loader = DataLoader(with_index(samples()), 4, sampler=InOrder())
+    trainer.test(Searched(), loader, ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True, verbose=False)
+    trainer.save_checkpoint(tmp_path / "tested.ckpt")
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("pskd-*")} == before
+    saved = [torch.load(tmp_path / name, weights_only=True) for name in ("epoch=1.ckpt", "tested.ckpt")]
+    first, second = (one["callbacks"]["PSKDCallback"]["states"][-1] for one in saved)
+    assert first == second

@@ -12,7 +12,7 @@ import torch
 from plain_loop import EPOCHS, C, N, data, network, order, same_weights, train
 
 from retarget.errors import UserError
-from retarget.pskd import PSKD, Dense, MemoryMapped, PreviousModel, TopK
+from retarget.pskd import PSKD, Dense, MemoryMapped, PreviousModel, SequencePSKD, TopK
 from retarget.pskd.past.state import write_state
 
 
@@ -342,6 +342,24 @@ def test_saves_within_an_epoch_neither_warn_of_what_is_few_nor_hide_what_is_all(
         assert len(caught) == (number == 0), "once in an epoch"
 
 
+def test_a_state_that_was_restored_without_its_rows_is_refused_by_a_form_with_several_rows_per_sample():
+    """It reads them through a form of its own."""
+    logits, words, index = torch.randn(2, 3, C), torch.ones(2, 3).long(), torch.arange(2)
+
+    def make():
+        return SequencePSKD([3, 3], C, EPOCHS)
+
+    method, restored = make(), make()
+    for epoch in range(2):
+        method.set_epoch(epoch)
+        method.loss(logits, words, index)
+    restored.load_state_dict(method.state_dict())
+    with pytest.raises(UserError, match="has restored epoch 1 alone"):
+        restored.loss(logits, words, index)
+    method.load_state_dict(method.state_dict())  # its own: nothing is lacking
+    method.set_epoch(2)
+
+
 @pytest.mark.parametrize("kind", ["dense", "file", "model"])
 def test_a_state_that_was_restored_without_its_table_is_refused_before_it_is_read(kind, tmp_path):
     """accelerate's ``register_for_checkpointing`` saves and restores ``state_dict()`` alone."""
@@ -360,10 +378,12 @@ def test_a_state_that_was_restored_without_its_table_is_refused_before_it_is_rea
     method.save(tmp_path / "state")
     restored = make()
     restored.load_state_dict(state)
-    told = r"load_state_dict\(\) has restored epoch 1, but not the .*: call load\(\) with the file"
-    for read in (lambda: restored.soften(y, index, inputs=x), lambda: restored.set_epoch(2)):
+    told = r"load_state_dict\(\) has restored epoch 1 alone, and the past .*: call load\(\) with the file"
+    uses = [lambda: restored.soften(y, index, inputs=x), lambda: restored.set_epoch(1),
+            lambda: restored.save(tmp_path / "other")]  # fmt: skip
+    for use in uses if kind == "model" else [*uses, lambda: restored.set_epoch(2)]:  # a model begins with its weights
         with pytest.raises(UserError, match=told):
-            read()
+            use()
     restored.load(tmp_path / "state")
     restored.set_epoch(2)
     anew = make()

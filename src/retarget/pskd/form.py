@@ -45,7 +45,6 @@ class Form:
         self.schedule, self.past, self.checks = schedule, past, checks
         self.num_samples, self.num_classes, self.ignore_index = num_samples, num_classes, ignore_index
         self._agreed = agreed
-        self._lacking: int | None = None  # the epoch of a restored state whose table, or past weights, were not loaded
         schedule.pretrained = self.teacher is not None and self.teacher.pretrained
 
     @property
@@ -84,9 +83,8 @@ class Form:
             UserError: epoch outside [0, total_epochs), or one whose past rows have been overwritten.
         """
         self.schedule.refuse(epoch)
-        if epoch:
+        if epoch and not (self.teacher and epoch != self.schedule.lacking):  # it begins with the weights of today
             self._refuse_lacking()
-        self._lacking = None
         self.end_epoch()
         if epoch > 0 and self.schedule.began is None and self.schedule.alpha_T > 0 and not self.teacher:
             found = self.past.found() if isinstance(self.past, PastInTable) else None
@@ -165,7 +163,9 @@ class Form:
         The table, or the past weights, are not in the state: :meth:`load` restores both.
         """
         refuse_other_state(state, self.agreed, ["epoch"], "PS-KD state")
-        self.schedule.began = self._lacking = state["epoch"]
+        if self.schedule.lacking is not None or state["epoch"] != self.schedule.began:
+            self.schedule.lacking = state["epoch"]
+        self.schedule.began = state["epoch"]
 
     def save(self, path: str | Path, *, writes: bool | None = None) -> None:
         """Write the table and the state to a safetensors file beside the model's checkpoint, atomically.
@@ -177,9 +177,11 @@ class Form:
         Args:
             writes: whether this process writes; for nodes without a common disk, True in one process of each.
         """
+        self._refuse_lacking()
         self.end_epoch()
         tensors = self.past.save()
-        near = next((one.device for one in tensors.values()), None)
+        weights = self.teacher.model.parameters() if self.teacher and self.teacher.model else ()
+        near = next((one.device for one in (*tensors.values(), *weights)), None)
         in_one_place(lambda: write_state(path, _STATE, self.state_dict(), tensors), writes, near=near)
 
     def load(self, path: str | Path) -> None:
@@ -191,7 +193,7 @@ class Form:
         state, saved = read_state(path, _STATE, "PS-KD state")
         self.load_state_dict(state)
         self.past.load(Path(path), self.schedule.began, saved)
-        self._lacking = None
+        self.schedule.lacking = None
 
     # -- for the losses
 
@@ -224,13 +226,12 @@ class Form:
 
     def _refuse_lacking(self) -> None:
         """Raise if a state was restored without its table, or its past weights: its samples would lack their past."""
-        if self._lacking is not None and self.schedule.alpha_T > 0:
-            what = "past weights, which are" if self.teacher else "table, which is"
+        if self.schedule.lacking is not None and self.schedule.alpha_T > 0:
             raise UserError(
-                f"load_state_dict() has restored epoch {self._lacking}, but not the {what} not in state_dict(): call "
-                "load() with the file that save() wrote beside the checkpoint. accelerate's "
-                "register_for_checkpointing() saves state_dict() alone, so call save() after save_state() and load() "
-                "after load_state()"
+                f"load_state_dict() has restored epoch {self.schedule.lacking} alone, and the past "
+                f"{'weights' if self.teacher else 'predictions'} are not those of that epoch: call load() with the "
+                "file that save() wrote beside the checkpoint. accelerate's register_for_checkpointing() saves "
+                "state_dict() alone, so call save() after save_state() and load() after load_state()"
             )
 
     def _dense(self, past: Tensor | SparseRows) -> Float[Tensor, "batch classes"]:

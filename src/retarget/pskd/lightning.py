@@ -59,7 +59,9 @@ class SavedBeside(pl.Callback):
     """Announces epochs to a method and keeps its state beside each checkpoint, never in it.
 
     Each call of ``fit`` gives its states a name of their own, and a checkpoint knows that of its state: runs that share
-    a folder, or go on from one checkpoint, do not replace each other's.
+    a folder, or go on from one checkpoint, do not replace each other's. A run deletes its own older states, and those
+    of the run that it goes on from, but for the newest ``keep``: if several runs are to go on from one checkpoint, give
+    a higher ``keep``, or each its own copy.
 
     The epoch that ``StochasticWeightAveraging`` adds, to recompute batch norm's statistics, is not announced.
 
@@ -83,7 +85,9 @@ class SavedBeside(pl.Callback):
         self._announced: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._announced, self._run = None, uuid4().hex[:8]
+        self._announced, self._run = None, trainer.strategy.broadcast(uuid4().hex[:8])
+        if trainer.global_step == 0:  # whatever was fitted or tested before, this run is new
+            self._restore, self._states = None, []
         if trainer.num_training_batches == float("inf"):
             raise UserError("an infinite loader has no epochs: set Trainer(limit_train_batches=steps_per_epoch)")
         self._warn_of_other_epochs(trainer)
@@ -129,12 +133,17 @@ class SavedBeside(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         state = self.method.state_dict()
         epoch = state["epoch"]
-        return state if epoch is None else {**state, _STATES: self._with(self._file_name(epoch))}
+        if epoch is None:
+            return state
+        return {**state, _STATES: self._states if self._restore else self._with(self._file_name(epoch))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
         epoch, states = state["epoch"], state.pop(_STATES, None)
+        own = states and states[-1] == self._file_name(epoch) and self.method.state_dict()["epoch"] == epoch
         self.method.load_state_dict(state)
+        if own and not self._restore:  # a search within this run, which puts back what it began with
+            return
         self._states = states or ([] if epoch is None else [f"{self.prefix}-epoch-{epoch}.safetensors"])
         self._restore = self._states[-1] if self._states else None
 
@@ -142,7 +151,7 @@ class SavedBeside(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         epoch = self.method.state_dict()["epoch"]
-        if epoch is None:  # saved before the first epoch, by a learning-rate search say: there is no past yet
+        if epoch is None or self._restore:  # before the first epoch there is no past; or it is that of the tested one
             return
         name = self._file_name(epoch)
         self.method.save(self._home(trainer) / name)

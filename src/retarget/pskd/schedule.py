@@ -38,6 +38,7 @@ class Schedule:
         fallbacks: number of samples in this epoch that had no past row, of those whose label is not ignored.
         asked: number of such samples in this epoch whose past row was looked up.
         pretrained: whether epoch 0 has a past, the pretrained model.
+        lacking: the epoch of a restored state whose past was not loaded; None if nothing is lacking.
 
     >>> schedule = Schedule(total_epochs=4, alpha_T=0.8)
     >>> schedule.begin(1)
@@ -50,6 +51,7 @@ class Schedule:
             raise UserError(f"schedule is 'linear' or 'constant': got {growth!r}")
         self.total_epochs, self.alpha_T, self.growth = total_epochs, alpha_T, growth
         self.began: int | None = None
+        self.lacking: int | None = None
         self.fallbacks: Tensor | int = 0
         self.two_classed: Tensor | int = 0
         self.smaller: tuple[Tensor, Tensor] | None = None
@@ -111,6 +113,7 @@ class Schedule:
                 stacklevel=3,
             )
         self.began, self.fallbacks, self.asked, self._seen, self.two_classed = epoch, 0, 0, 0, 0
+        self.lacking = None
         self.smaller, self._warned = None, set()
 
     def count_two(self, targets: Tensor) -> None:

@@ -54,21 +54,22 @@ def in_one_place(write: Callable[[], None], writes: bool | None = None, *, near:
         near: a device of this process, if it has its own; see :func:`communication_device`.
 
     Raises:
-        UserError: in every process, if one of them could not write.
+        UserError: in the other processes, if one could not write; in that one its own error.
     """
-    error = None
-    if writes or (writes is None and (world_size() == 1 or dist.get_rank() == 0)):
-        try:
+    if writes is None:
+        writes = world_size() == 1 or dist.get_rank() == 0
+    whole, failed = False, False
+    try:
+        if writes:
             write()
-        except UserError as caught:
-            error = caught
-    if world_size() > 1:
-        failed = torch.tensor([float(error is not None)], device=communication_device(near))
-        dist.all_reduce(failed)
-        if failed and error is None:
-            raise UserError("another process could not save the state of PS-KD: its message says why")
-    if error is not None:
-        raise error
+        whole = True
+    finally:  # the others are told of an error, too
+        if world_size() > 1:
+            answer = torch.tensor([float(not whole)], device=communication_device(near))
+            dist.all_reduce(answer)
+            failed = bool(answer)
+    if failed:
+        raise UserError("another process could not save its state: its message says why")
 
 
 def exchange(table: Table, log: WriteLog, labels: Tensor | None, name: Callable[[int], str]) -> None:
@@ -79,7 +80,7 @@ def exchange(table: Table, log: WriteLog, labels: Tensor | None, name: Callable[
 
     Args:
         labels: [N + 1] or longer, the label that this rank has last seen with each sample, or what stands for it; below
-            0 if there is none. None if the rows themselves tell.
+            0 if there is none. None if the rows themselves tell, an epoch later, or are not checked.
         name: gives the name of a row for messages.
 
     Raises:
@@ -117,8 +118,9 @@ def _broadcast(table: Table, index: Tensor, source: int, device: torch.device) -
 
 def _refuse_other_samples(samples: Tensor, labels: Tensor, ranks: Tensor, name: Callable[[int], str]) -> None:
     """Raise if ranks have seen one sample with different labels; all arguments are [W], ordered by sample."""
+    samples, labels, ranks = samples[labels >= 0], labels[labels >= 0], ranks[labels >= 0]
     same = (samples[1:] != samples[:-1]) | (labels[1:] == labels[:-1]) | incomparable(labels[1:], labels[:-1])
-    other = (~same & (labels[1:] >= 0) & (labels[:-1] >= 0)).nonzero()
+    other = (~same).nonzero()
     if len(other):
         at = int(other[0])
         raise UserError(
@@ -138,9 +140,9 @@ def _gather_all(mine: Tensor, num_samples: int, device: torch.device) -> Tensor:
     sizes = [int(one[1]) for one in lengths]
     if len(set(sizes)) > 1:
         raise UserError(
-            f"the processes have tables of {', '.join(f'{one:,}' for one in sizes)} rows: num_samples must be the same "
-            "in all of them, the length of the whole training set. If each has a part of it, number the samples before "
-            "it is divided: with_index(dataset) first"
+            f"the processes have tables of {', '.join(f'{one:,}' for one in sizes)} rows: num_samples, or what stands "
+            "for it, must be that of the whole training set in all of them. If each has a part of it, number the "
+            "samples before it is divided: with_index(dataset) first"
         )
     padded = torch.zeros(len(mine), max(counts), dtype=torch.long)
     padded[:, : mine.shape[1]] = mine
