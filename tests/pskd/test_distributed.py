@@ -64,7 +64,7 @@ def test_a_table_in_files_of_another_number_of_processes_is_named(began, goes_on
     ("case", "told"),
     [
         ("shards", r"sample 0 has one label in process 0 and another in process 1: .*with_index\(dataset\) first"),
-        ("lengths", r"the processes have tables of 4, 3 rows: num_samples, or what stands for it, must be that of the whole"),
+        ("lengths", r"the processes have tables of 4, 3 rows: num_samples, or what stands for it"),
         ("unwritable", r"cannot write|another process could not save its state"),
     ],
 )
