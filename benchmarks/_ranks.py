@@ -31,7 +31,7 @@ def exchange_an_epoch(rank: int, world: int, port: int, folder: str, samples: in
             log.add(index, keep[here])
         dist.barrier()
         started = time.perf_counter()
-        exchange(table, log)
+        exchange(table, log, None, str)
         dist.barrier()
         seconds.append(time.perf_counter() - started)
     written = int((table.tensors()["stamps"].view(2, -1)[:, :-1].amax(0) == 2).sum())

@@ -94,10 +94,12 @@ def say(case: str, rank: int, world: int, folder: Path) -> None:
     method.set_epoch(0)
     method.loss(torch.zeros(n, C), torch.full((n,), rank if case == "shards" else 0), index)
     said, state = "", folder / "file" / "state" if case == "unwritable" else folder / "state"
+    if case == "second":
+        state = folder / f"state-{rank}"
     if case == "unwritable" and rank == 0:
         state.parent.touch()
     try:
-        method.save(state)
+        method.save(state, writes=rank == 1 if case == "second" else None)
     except UserError as error:
         said = str(error)
     torch.save({"said": said, "found": state.is_file()}, folder / f"{world}-{rank}")

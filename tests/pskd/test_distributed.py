@@ -78,6 +78,11 @@ def test_a_state_is_there_for_every_process_when_it_is_saved(tmp_path):
     assert train("saved", "say", 2, tmp_path) == [{"said": "", "found": True}] * 2
 
 
+def test_a_process_that_is_not_the_first_writes_if_it_is_asked_to(tmp_path):
+    """As the first process of each node does, if the nodes have no common disk."""
+    assert [rank["found"] for rank in train("second", "say", 2, tmp_path)] == [False, True]
+
+
 def test_every_rank_has_the_same_previous_model_and_a_resumed_one_has_it_too(tmp_path):
     one, two = train("norm", "model", 2, tmp_path)
     assert torch.equal(one["past"], two["past"])
