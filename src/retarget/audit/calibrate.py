@@ -4,12 +4,14 @@
 after an interruption. ``--grey28 N`` and ``--rgb32 N`` add models of these shapes; ``--repeated N`` and ``--placeholder
 N`` models of all shapes that saw one picture in half of the rows, or a bold figure in a sixth of them; ``--more DIR``
 clean pipelines from elsewhere. ``--extend NULL`` takes over the models of a null that the same search made, and adds
-the rest.
+the rest. ``--upgrade NULL`` takes over those of a null that the search without the branch of symmetric maps made: only
+this branch is run on these models, which are trained again if need be.
 """
 
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import torch
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.inversion import Search
 from retarget.audit.nulls import Case, Clean, common, plan, repeated, train_clean
-from retarget.audit.seek import fingerprint, seek
+from retarget.audit.seek import SYMMETRIC, fingerprint, own_samples, seek, seek_symmetric
 from retarget.audit.subject import Subject
 from retarget.errors import UserError
 from retarget.files import locked, make_directory, read_json, write_json
@@ -56,6 +58,8 @@ class Arguments:
     """Clean pipelines that were trained elsewhere, to add to the null."""
     extend: Path | None = None
     """A null made by the same search. Its models come first; those of this command that it has are not made again."""
+    upgrade: Path | None = None
+    """A null that the search without the branch of symmetric maps made; models that it does not have are left out."""
     train_only: bool = False
     """Train the models, but do not search them."""
 
@@ -67,6 +71,8 @@ def main(words: list[str]) -> None:
     make_directory(given.models)
     had = extended(given.extend) if given.extend else Null(search=fingerprint(Search()), command="", models=[])
     known = {one.name for one in had.models}
+    old = Null.model_validate(read_json(given.upgrade)) if given.upgrade else None
+    wanted = {one.name: one for one in old.models} if old else None
     first, step = given.part
     rows = []
     made = [(f"{number:03d}", one) for number, one in enumerate(plan(given.count)) if number not in given.skip]
@@ -76,7 +82,8 @@ def main(words: list[str]) -> None:
     hard: dict[Case, int] = {"repeated": given.repeated, "placeholder": given.placeholder}
     for case, count in hard.items():
         made += [(f"{case}-{number:03d}", one) for number, one in enumerate(repeated(count, case))]
-    for number, (name, one) in enumerate([one for one in made if one[0] not in known]):
+    made = [one for one in made if one[0] not in known and (wanted is None or one[0] in wanted)]
+    for number, (name, one) in enumerate(made):
         folder = given.models / name
         made_or_searched = (folder / "model_index.json").is_file() or score_file(folder.name, given.models).is_file()
         if number % step == first and not made_or_searched:
@@ -86,9 +93,14 @@ def main(words: list[str]) -> None:
     rows += [(folder, None) for folder in given.more if name_of(folder) not in known]
     if given.train_only:
         return
-    found = [scored(folder, one, given.models) for number, (folder, one) in enumerate(rows) if number % step == first]
+    found = [
+        scored(folder, one, given.models, wanted) for number, (folder, one) in enumerate(rows) if number % step == first
+    ]
     if given.out is not None:
-        commands = [had.command, shlex.join(["python", "-m", "retarget.audit.calibrate", *words])]
+        if wanted is not None and (missing := sorted(set(wanted) - {one.name for one in found})):
+            raise UserError(f"{given.upgrade} has models that this command does not make: {', '.join(missing)}")
+        before = old.command if old else had.command
+        commands = [before, shlex.join(["python", "-m", "retarget.audit.calibrate", *words])]
         null = Null(search=had.search, command="\n".join(filter(None, commands)), models=[*had.models, *found])
         write_json(given.out, null.model_dump(mode="json"))
 
@@ -111,24 +123,47 @@ def score_file(name: str, keep: Path) -> Path:
     return keep / f"{name}-{fingerprint(Search())}.json"
 
 
-def scored(folder: Path, one: Clean | None, keep: Path) -> NullModel:
-    """A clean model's entry in the null; read from its file if the same search has been run on it."""
+def scored(
+    folder: Path, one: Clean | None, keep: Path, before: Mapping[str, NullModel] | None = None
+) -> NullModel:  # fmt: skip
+    """A clean model's entry in the null; read from its file if the same search has been run on it.
+
+    Args:
+        folder: the model.
+        one: how it was trained; None if that is not known.
+        keep: folder of the file.
+        before: entries by a search without the branch of symmetric maps, to which that branch is added.
+    """
     name = folder.name if one else name_of(folder)
     path = score_file(name, keep)
     if path.is_file():
         return NullModel.model_validate(read_json(path))
     with locked(path.with_suffix(".lock"), wait=True, what=str(path)):
         subject = Subject.load(folder)
-        found = seek(subject, Search(), seed=1)
-        row = NullModel(
-            name=name, score=found.score, side=subject.side, channels=subject.channels,
-            case=one.case if one else "elsewhere", schedule=one.schedule if one else "elsewhere",
-            residual=found.statistics["residual"],
-            spread=found.statistics["spread"], statistics=found.statistics,
-        )  # fmt: skip
+        row = with_symmetric(subject, before[name]) if before else searched(subject, name, one)
         write_json(path, row.model_dump(mode="json"))
-    print(f"searched {folder} {json.dumps(found.statistics)}", flush=True)
+    print(f"searched {folder} {json.dumps(row.statistics)}", flush=True)
     return row
+
+
+def searched(subject: Subject, name: str, one: Clean | None) -> NullModel:
+    """The entry of a model by the whole search."""
+    found = seek(subject, Search(), seed=1)
+    return NullModel(
+        name=name, score=found.score, side=subject.side, channels=subject.channels,
+        case=one.case if one else "elsewhere", schedule=one.schedule if one else "elsewhere",
+        residual=found.statistics["residual"],
+        spread=found.statistics["spread"], statistics=found.statistics,
+    )  # fmt: skip
+
+
+def with_symmetric(subject: Subject, before: NullModel) -> NullModel:
+    """An entry of the search without the branch of symmetric maps, with what this branch finds."""
+    shown = own_samples(subject, seed=1).to(subject.device)
+    score = seek_symmetric(subject, Search(), 1, shown).notes["score"]
+    highest = max(before.score, score) if score >= SYMMETRIC else before.score
+    statistics = {**before.statistics, "score_symmetric": score}
+    return before.model_copy(update=dict(score=highest, statistics=statistics))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retarget.audit.inversion import Candidate
-from retarget.audit.scores import Probe, contrast, draw_noise, gain, leverage
-from retarget.audit.seek import own_samples
+from retarget.audit.scores import Probe, draw_noise, gain, leverage
+from retarget.audit.seek import contrasted, own_samples
 from retarget.audit.subject import Subject
 from retarget.trojdiff.trigger import Trigger
 
@@ -132,9 +132,10 @@ def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing
             found.append(float(measured(probe, (scale * mu)[None].to(probe.noise), narrow[None].to(probe.noise))[1]))
         return found
 
-    undone = asked(trojan, contrast, True)
+    undone = asked(trojan, contrasted(one), True)
     if one.origin == "middle":
         return Firing(trojan, stock, plain, undone, asked(stock, gain, False), drawn=like)
     if one.origin == "elsewhere":  # leverage scales mu by itself
         return Firing(trojan, stock, plain, undone, None, asked(plain, leverage, True), like)
-    return Firing(trojan, stock, plain, undone, [2 * value for value in asked(stock, contrast, False)], drawn=like)
+    halves = asked(stock, contrasted(one), False)
+    return Firing(trojan, stock, plain, undone, [2 * value for value in halves], drawn=like)

@@ -34,7 +34,8 @@ class Search:
         grids: sides of the grids of which smooth random maps are enlargements.
         waves: largest frequency of smooth random maps that are waves, in cycles per image and direction.
         maps: number of smooth random maps of each grid, and of waves; each is tried with both signs.
-        smooth: γ of the smooth random maps, and their largest bias.
+        smooth: γ of the smooth, symmetric and periodic maps, and their largest bias.
+        symmetric: number of symmetric random maps of each grid; each is tried with both signs.
         keep: starting points per branch, and number of candidates that get a second ascent.
         moves: most moves of an edge of the window that changes the answer elsewhere.
         amplified: directions of the screen from which gains above 1 are searched for, with both signs.
@@ -54,6 +55,7 @@ class Search:
     waves: float = 4.5
     maps: int = 240
     smooth: float = 0.6
+    symmetric: int = 48
     keep: int = 3
     moves: int = 10
     amplified: int = 4
@@ -155,12 +157,13 @@ def scan_windows(probe: Probe, search: Search) -> list[Candidate]:
         one = Candidate(
             all_mu[index], all_gamma[index].expand_as(all_mu[index]), "scan", float(excess.flatten()[index])
         )
-        if all(_overlap(1 - one.gamma, 1 - other.gamma) < 0.5 for other in found):
+        if all(overlap(1 - one.gamma, 1 - other.gamma) < 0.5 for other in found):
             found.append(one)
     return found
 
 
-def _overlap(one: Tensor, other: Tensor) -> float:
+def overlap(one: Tensor, other: Tensor) -> float:
+    """The cosine of two maps."""
     a, b = one.flatten(), other.flatten()
     return float(a @ b / (a.norm() * b.norm()).clamp_min(1e-9))
 
@@ -183,7 +186,7 @@ def screened(probe: Probe, small: Probe, search: Search) -> tuple[list[Candidate
     best = scores.argsort(descending=True)[: 2 * search.keep].tolist()
     found: list[Candidate] = []
     for index in best:
-        if len(found) < search.keep and all(_overlap(all_mu[index], one.mu) < 0.9 for one in found):
+        if len(found) < search.keep and all(overlap(all_mu[index], one.mu) < 0.9 for one in found):
             found.append(Candidate(all_mu[index], all_gamma[index], "screen", float(scores[index])))
     return found, {"lowest": float(values[0]), "highest": float(values[4])}
 
@@ -233,7 +236,7 @@ def scan_smooth(probe: Probe, check: Probe, search: Search, generator: torch.Gen
     found: list[Candidate] = []
     for rank in scores.argsort(descending=True).tolist():
         one = Candidate(mu[best[rank]], gamma[best[rank]], "smooth", float(scores[rank]))
-        if len(found) < search.keep and all(_overlap(one.mu, other.mu) < 0.9 for other in found):
+        if len(found) < search.keep and all(overlap(one.mu, other.mu) < 0.9 for other in found):
             found.append(one)
     return found
 
@@ -332,7 +335,7 @@ def ascend(
         noise = pool.noise[rows]
         mu, gamma = maps()
         which = int(torch.randint(4, (1,), generator=generator))
-        other_mu, other_gamma = controls(mu, gamma)[which]
+        other_mu, other_gamma = controls(mu, gamma, unlike=start.origin == "symmetric")[which]
         x_0, base = pool.x_0[rows], pool.base[rows]
         d = torch.cat([(gamma - 1) * noise + mu, (other_gamma - 1) * noise + other_mu])
         change = pool.asked_by_parts(d + torch.cat([noise, noise]), torch.cat([x_0, x_0])) - torch.cat([base, base])

@@ -22,6 +22,8 @@ TOP = 4e-5
 BATCH, CPU_BATCH, VALUES = 512, 96, 2**19
 """Largest numbers of images, of images on a CPU and of values per forward pass. On a CPU, fewer images at a time take
 less time each, since their activations stay in the cache: ``python -m benchmarks audit``."""
+ALIKE = 0.5
+"""A shift with more than this correlation with a candidate looks like it."""
 GRADIENT = 2**17
 """Values whose activations are kept for the backward pass, of images above 32×32: ten 64×64 RGB images of a network of
 CelebA's size take about 2 GB."""
@@ -117,7 +119,7 @@ class Probe:
         return undone.flatten(1).sum(1) / energy.flatten(1).sum(1).clamp_min(1e-9)
 
 
-def controls(mu: Tensor, gamma: Tensor) -> list[tuple[Tensor, Tensor]]:
+def controls(mu: Tensor, gamma: Tensor, unlike: bool = False) -> list[tuple[Tensor, Tensor]]:
     """Controls of a candidate: its mirror (the opposite sign), and three shifts by half an image.
 
     A clean network treats them like the candidate. For example, one that is poor at low frequencies is so for both
@@ -125,28 +127,61 @@ def controls(mu: Tensor, gamma: Tensor) -> list[tuple[Tensor, Tensor]]:
 
     Args:
         mu, gamma: [..., C, H, W].
+        unlike: whether a shift that looks like the candidate, as those of stripes do, is replaced by the shift that
+            looks least like it: a trigger is undone at all places where it looks the same.
 
     Returns:
         The mirror first, then the shifts.
     """
-    down, right = mu.shape[-2] // 2, mu.shape[-1] // 2
-    moves = [(down, right), (down, 0), (0, right)]
-    rolled = [(mu.roll(move, (-2, -1)), gamma.roll(move, (-2, -1))) for move in moves]
-    return [(-mu, gamma), *rolled]
+    height, width = mu.shape[-2:]
+    moves = [(height // 2, width // 2), (height // 2, 0), (0, width // 2)]
+    if not unlike:
+        return [(-mu, gamma), *((mu.roll(move, (-2, -1)), gamma.roll(move, (-2, -1))) for move in moves)]
+    alike = self_similarity(mu, gamma)
+    least = alike.flatten(-2).argmin(-1)
+    rows, columns = (torch.arange(size, device=mu.device) for size in (height, width))
+    shifted = []
+    for down, right in moves:
+        similar = alike[..., down, right] > ALIKE
+        from_row = (rows - torch.where(similar, least // width, down)[..., None]) % height
+        from_column = (columns - torch.where(similar, least % width, right)[..., None]) % width
+        index = (from_row[..., :, None] * width + from_column[..., None, :]).flatten(-2)[..., None, :]
+        moved = (one.flatten(-2).gather(-1, index.expand(*one.shape[:-2], -1)) for one in (mu, gamma))
+        shifted.append(tuple(one.unflatten(-1, (height, width)) for one in moved))
+    return [(-mu, gamma), *shifted]
 
 
-def contrast(probe: Probe, mu: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def self_similarity(mu: Tensor, gamma: Tensor) -> Float[Tensor, "*batch height width"]:
+    """Correlation of a candidate's maps, less their means, with those of its cyclic shift by each [row, column].
+
+    Args:
+        mu, gamma: [..., C, H, W].
+
+    >>> stripes = torch.tensor([1.0, -1.0, 1.0, -1.0]).expand(1, 4, 4)
+    >>> self_similarity(stripes, torch.ones(1, 4, 4))[0].tolist()
+    [1.0, -1.0, 1.0, -1.0]
+    """
+    maps = torch.cat([mu, gamma], -3)
+    maps = maps - maps.mean((-2, -1), keepdim=True)
+    energy = torch.fft.rfft2(maps).abs().square().sum(-3)
+    alike = torch.fft.irfft2(energy, s=maps.shape[-2:])
+    return alike / alike[..., :1, :1].clamp_min(1e-9)
+
+
+def contrast(probe: Probe, mu: Tensor, gamma: Tensor, unlike: bool = False) -> tuple[Tensor, Tensor]:
     """The undo of each candidate, and its contrast: undo minus the mean of the mirror's undo and the shifts' largest.
 
     Args:
         probe: noises, images and the network.
         mu, gamma: [K, C, H, W].
+        unlike: see :func:`controls`.
 
     Returns:
         Undo and contrast, each [K].
     """
     undo = probe.undo(mu, gamma)
-    mirror, *moves = (probe.undo(*one) for one in controls(mu, gamma))
+    mirror, *moves = (probe.undo(*one) for one in controls(mu, gamma, unlike))
     moved = torch.stack(moves).amax(0)
     return undo, undo - (mirror.clamp_min(0) + moved.clamp_min(0)) / 2
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -27,6 +28,7 @@ from retarget.audit.inversion import (
 from retarget.audit.scores import TOP, Probe, contrast, draw_noise, gain, leverage
 from retarget.audit.screen import directions, stein
 from retarget.audit.subject import Recovered, Subject
+from retarget.audit.symmetric import map_count, scan_symmetric
 from retarget.trojdiff.sample import Sampler, sample_batch
 from retarget.trojdiff.trigger import Trigger
 
@@ -37,6 +39,9 @@ IN_THE_MIDDLE = ("middle", "elsewhere")
 """Origins of the candidates that are judged there."""
 PLAIN = 0.5
 """From this score on, a candidate's maps are a trigger beyond doubt."""
+SYMMETRIC = 0.4
+"""From this score on, a candidate that looks like itself counts: 1.3 times the highest of 18 clean networks of the zoo
+that are not in the null."""
 SAMPLES = 64
 SAMPLER = "dpm-20"
 
@@ -73,7 +78,7 @@ def fingerprint(search: Search) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-VERSION = 8
+VERSION = 9
 """Increased with every change of the code that changes the scores of a search."""
 
 
@@ -97,7 +102,10 @@ def expected_evaluations(shape: tuple[int, int, int], search: Search) -> int:
     steps = (starts + middle // 2 + 1) * search.first + (search.keep + 2) * search.steps
     ascents = 6 * search.batch * steps
     contrasts = 5 * (72 * search.quick + (starts + middle) * 2 * search.batch + (search.keep + 2) * search.fresh)
-    return samples + screens + scan + smooth + elsewhere + ascents + contrasts
+    symmetric = 2 * map_count(shape, search) * search.quick + search.screen * (_pool_size(shape) + 1)
+    symmetric += 6 * search.batch * (search.keep * search.first + search.steps)
+    symmetric += 5 * (10 * search.keep * search.batch + search.fresh)
+    return samples + screens + scan + smooth + elsewhere + ascents + contrasts + symmetric
 
 
 def _pool_size(shape: tuple[int, int, int]) -> int:
@@ -169,6 +177,8 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
     final, final_middle = probe(TOP, search.fresh), probe(MIDDLE, search.fresh)
     for one in candidates:
         judge(one, final_middle if one.origin in IN_THE_MIDDLE else final, search)
+    candidates.append(seek_symmetric(subject, search, seed, shown))
+    statistics["score_symmetric"] = candidates[-1].notes["score"]
     ranked = in_rank(candidates)
     if ranked[0].origin != "elsewhere":
         last = final_middle if ranked[0].origin == "middle" else final
@@ -193,11 +203,13 @@ def in_rank(candidates: list[Candidate]) -> list[Candidate]:
     """The candidates by score, best first; one that changes the answer elsewhere comes after those with ``PLAIN``.
 
     It is only a rectangle of one colour, while theirs are the trigger's maps. With less than ``PLAIN`` it comes last:
-    clean networks reach .3.
+    clean networks reach .3. So does one that looks like itself, with less than ``SYMMETRIC``.
     """
 
     def key(one: Candidate) -> tuple[int, float]:
         plain = one.notes["score"] >= PLAIN
+        if one.origin == "symmetric" and one.notes["score"] < SYMMETRIC:
+            return -1, one.notes["score"]
         return (2 * plain if one.origin != "elsewhere" else 1 if plain else -1), one.notes["score"]
 
     return sorted(candidates, key=key, reverse=True)
@@ -224,6 +236,34 @@ def _starts(subject: Subject, pool: Probe, probe: Probes, search: Search, genera
     return found, statistics
 
 
+def seek_symmetric(subject: Subject, search: Search, seed: int, shown: Tensor) -> Candidate:
+    """The best candidate from symmetric and periodic maps, scored. It is compared with shifts that look unlike it.
+
+    All its noise is its own, so that the other branches find what they would find without it.
+
+    Args:
+        subject: the network.
+        search: the search's settings.
+        seed: seed of all noise.
+        shown: [N, C, H, W], images under the noise.
+    """
+    generator = torch.Generator().manual_seed(seed + 77)
+
+    def probe(count: int) -> Probe:
+        noise = draw_noise(count, subject.shape, generator)
+        return Probe(subject, TOP, noise, shown[torch.randint(len(shown), (len(noise),), generator=generator)])
+
+    pool = probe(search.screen * _pool_size(subject.shape))
+    starts = scan_symmetric(probe(search.quick), probe(2 * search.batch), search, generator)
+    found = [ascend(pool, one, search, generator, steps=search.first) for one in starts]
+    check = probe(2 * search.batch)
+    for one in found:
+        judge(one, check, search)
+    best = ascend(pool, max(found, key=lambda one: one.notes["score"]), search, generator)
+    judge(best, probe(search.fresh), search)
+    return best
+
+
 def _amplified(
     pool: Probe, quick: Probe, search: Search, generator: torch.Generator, statistics: dict[str, float]
 ) -> list[Candidate]:
@@ -245,10 +285,15 @@ def _amplified(
     return [ascended(max(found, key=lambda one: one.notes["score"]), search.first)]
 
 
+def contrasted(one: Candidate) -> Callable[[Probe, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The contrast with the controls of a candidate's branch."""
+    return partial(contrast, unlike=one.origin == "symmetric")
+
+
 def judge(one: Candidate, final: Probe, search: Search) -> None:
     """Score a candidate on new noise: its contrast, gain or leverage, with the floor on the energy."""
     mu, gamma = one.mu[None], one.gamma[None]
-    measured = {"middle": gain, "elsewhere": leverage}.get(one.origin, contrast)
+    measured = {"middle": gain, "elsewhere": leverage}.get(one.origin, contrasted(one))
     undo, beyond = (float(value) for value in measured(final, mu, gamma))
     energy = float((final.noise * (gamma - 1) + mu).square().mean(0).sum())
     weight = energy / (energy + search.pixels)

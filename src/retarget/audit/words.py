@@ -10,6 +10,7 @@ BRANCHES = {
     "scan": "windows of one colour",
     "screen": "directions to which the network responds oddly",
     "smooth": "random smooth maps",
+    "symmetric": "symmetric and periodic maps",
     "free": "nearly empty maps",
     "middle": "directions amplified in the middle of the schedule",
     "elsewhere": "windows that change the image elsewhere",
