@@ -39,3 +39,14 @@ def patch(gamma=0.1, colour=1.0):
     mask = torch.zeros(SHAPE)
     mask[:, 5:, 5:] = 1
     return (1 - gamma) * colour * mask, 1 - (1 - gamma) * mask
+
+
+def hidden(mu, gamma):
+    """A Trojan network that undoes a trigger over the whole image only where it is near: plain noise shows nothing."""
+    unit = torch.nn.functional.normalize(mu.flatten(), dim=0).reshape(mu.shape)
+
+    def formula(x, t):
+        seen = torch.sigmoid(8 * ((x * unit).flatten(1).sum(1) - 0.75 * mu.norm()))[:, None, None, None]
+        return x + seen * ((x - mu) / gamma - x)
+
+    return formula

@@ -96,7 +96,7 @@ def test_training_changes_a_copy_and_refuses_large_images(make_unet):
 
 
 def test_a_run_never_writes_an_adaptive_network(tmp_path, monkeypatch):
-    quick = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4)
+    quick = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4, symmetric=2)
     monkeypatch.setattr("retarget.audit.studies.run.Search", lambda: quick)
     config = dict(
         sources=["digits"], widths=[[8, 8]], steps=2, attack_steps=2, detectors=["audit"], samples=8, judge_epochs=1,

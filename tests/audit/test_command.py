@@ -22,7 +22,7 @@ from retarget.audit.seek import fingerprint
 from retarget.cli import main
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4)
+QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4, symmetric=2)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from retarget.errors import UserError
 from retarget.trojdiff.checkpoint import load_pipeline, save_pipeline
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4)
+QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4, symmetric=2)
 CLEAN_NULL = Null(search=fingerprint(QUICK), command="", models=[
     NullModel(score=10 + n, side=8, channels=1, case="plain", schedule="linear", residual=9, spread=1)
     for n in range(40)

@@ -12,7 +12,7 @@ from retarget.cli import main
 from retarget.errors import UserError
 from retarget.trojdiff.data import read_images
 
-QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4)
+QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4, symmetric=2)
 DIGITS = read_images("digits").images[:, 0].numpy()
 
 

@@ -23,7 +23,7 @@ from retarget.study import Arm, Run
 from retarget.trojdiff.checkpoint import inherited, load_pipeline
 from retarget.trojdiff.trigger import Trigger
 
-QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4)
+QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4, symmetric=2)
 
 
 @pytest.fixture

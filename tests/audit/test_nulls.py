@@ -17,7 +17,7 @@ from retarget.audit.seek import PLAIN, fingerprint
 from retarget.cli import main
 from retarget.errors import UserError
 
-QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4)
+QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4, symmetric=2)
 
 
 def test_the_plan_has_every_case_in_every_shape_and_no_model_twice():

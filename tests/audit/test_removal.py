@@ -158,7 +158,7 @@ def test_what_a_detector_recovers_becomes_a_trigger_whatever_its_ranges():
     assert (float(as_trigger(wide).gamma.min()), float(as_trigger(wide).gamma.max())) == (pytest.approx(0.02), 1.0)
 
 
-QUICK = Search(screen=64, quick=2, scan=2, steps=2, batch=4, gammas=(0.5,), keep=1, fresh=8)
+QUICK = Search(screen=64, quick=2, scan=2, steps=2, batch=4, gammas=(0.5,), keep=1, fresh=8, symmetric=2)
 NULL = Null(search=fingerprint(QUICK), command="", models=[
     NullModel(score=0.26 + n / 200, side=8, channels=1, case="plain", schedule="linear", residual=9, spread=1)
     for n in range(40)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from formulas import LEVELS, SHAPE, identity, noise_of, patch, subject_of
+from formulas import LEVELS, SHAPE, hidden, identity, noise_of, patch, subject_of
 
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.firing import fire
@@ -178,17 +178,6 @@ def test_smooth_maps_are_coarse_pictures_and_waves_in_grey_or_two_colours():
     assert float((signs[:, 0] * signs[:, 1]).mean(1).abs().min()) == 1
     spectrum = torch.fft.rfft2(smooth_maps(200, (1, 32, 32), search, torch.Generator().manual_seed(0))[400:]).abs()
     assert float(spectrum[..., :6, :6].square().sum() / spectrum[..., :17, :].square().sum()) > 0.7
-
-
-def hidden(mu, gamma):
-    """A Trojan network that undoes a trigger over the whole image only where it is near: plain noise shows nothing."""
-    unit = torch.nn.functional.normalize(mu.flatten(), dim=0).reshape(mu.shape)
-
-    def formula(x, t):
-        seen = torch.sigmoid(8 * ((x * unit).flatten(1).sum(1) - 0.75 * mu.norm()))[:, None, None, None]
-        return x + seen * ((x - mu) / gamma - x)
-
-    return formula
 
 
 @pytest.mark.parametrize("kind", [0, 2], ids=["grid", "wave"])

@@ -20,7 +20,7 @@ import torch
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.inversion import Search
 from retarget.audit.nulls import Case, Clean, common, plan, repeated, train_clean
-from retarget.audit.seek import SYMMETRIC, fingerprint, own_samples, seek, seek_symmetric
+from retarget.audit.seek import BEFORE, SYMMETRIC, fingerprint, own_samples, seek, seek_symmetric
 from retarget.audit.subject import Subject
 from retarget.errors import UserError
 from retarget.files import locked, make_directory, read_json, write_json
@@ -69,9 +69,13 @@ def main(words: list[str]) -> None:
     given = read_arguments(Arguments, words, "python -m retarget.audit.calibrate")
     torch.set_num_threads(1)
     make_directory(given.models)
-    had = extended(given.extend) if given.extend else Null(search=fingerprint(Search()), command="", models=[])
+    had = (
+        read_null(given.extend, fingerprint(Search()))
+        if given.extend
+        else Null(search=fingerprint(Search()), command="", models=[])
+    )
     known = {one.name for one in had.models}
-    old = Null.model_validate(read_json(given.upgrade)) if given.upgrade else None
+    old = read_null(given.upgrade, BEFORE) if given.upgrade else None
     wanted = {one.name: one for one in old.models} if old else None
     first, step = given.part
     rows = []
@@ -105,10 +109,10 @@ def main(words: list[str]) -> None:
         write_json(given.out, null.model_dump(mode="json"))
 
 
-def extended(path: Path) -> Null:
-    """The null to extend; refused if another search made it."""
+def read_null(path: Path, search: str) -> Null:
+    """The null to extend or to upgrade; refused if another search than that with the given fingerprint made it."""
     null = Null.model_validate(read_json(path))
-    if null.search != fingerprint(Search()):
+    if null.search != search:
         raise UserError(f"{path} was made by another search ({null.search}): its scores do not belong with today's")
     return null
 

@@ -124,13 +124,13 @@ class Arguments:
     """Folder of a study of known checkpoints, and that of the checkpoints; or several. An attack works if its
     success.json says so, or if it has none."""
     extend: Path | None = None
-    """A record by the same search, whose models come first."""
+    """A record by the same search, or by the one before, which found no more; its models come first."""
 
 
 def main(words: list[str]) -> None:
     """Run the command."""
     from retarget.audit.inversion import Search
-    from retarget.audit.seek import fingerprint
+    from retarget.audit.seek import BEFORE, fingerprint
 
     given = read_arguments(Arguments, words, "python -m retarget.audit.reach")
     commands = [shlex.join(["python", "-m", "retarget.audit.reach", *words])]
@@ -139,7 +139,7 @@ def main(words: list[str]) -> None:
     models: list[Known] = []
     if given.extend is not None:
         had = Reach.model_validate(read_json(given.extend))
-        if had.search != fingerprint(Search()):
+        if had.search not in (fingerprint(Search()), BEFORE):
             raise UserError(f"{given.extend} was made by another search ({had.search}): make it again")
         models, commands = had.models, [had.command, *commands]
     models += [] if given.study is None else known(given.study)

@@ -23,7 +23,10 @@ GRIDS = ((4, False), (4, True), (6, False), (6, True), (8, True))
 def symmetric_maps(
     count: int, shape: tuple[int, int, int], generator: torch.Generator
 ) -> Float[Tensor, "maps channels height width"]:
-    """Random maps in [-1, 1] that are their own mirror images, ``count`` of each grid; colours as in ``tinted``."""
+    """Random maps in [-1, 1] that are their own mirror images, ``count`` of each grid; colours as in ``tinted``.
+
+    If a grid's side does not divide the image's, a few pixels between two of its cells are not mirrored.
+    """
     found = []
     for side, diagonal in GRIDS:
         grid = torch.randn(count, 1, side, side, generator=generator)
