@@ -112,7 +112,8 @@ def test_checkpoints_by_other_code_are_read_and_their_trojans_marked(example, tm
     cells(tmp_path / "BCCD")
     tool = Path(__file__).parent.parent.parent / "tools" / "foreign_checkpoints.py"
     data = ("--digits", "grey.npz", "--clothes", "grey.npz", "--photographs", "colour.npz")
-    names = ("c16", "b24", "m28", "d12", "c16-out-teal", "b24-d2i-grey", "m28-bad", "d12-villan")
+    clean = ("c16", "b24", "m28", "d12", "n12")
+    names = (*clean, "c16-out-teal", "b24-d2i-grey", "m28-bad", "d12-villan", "n12-bad-wave")
 
     def made(*more):
         words = [sys.executable, str(tool), "zoo", *data, "--steps", "1", "--samples", "2", "--only", *names, *more]
@@ -123,16 +124,17 @@ def test_checkpoints_by_other_code_are_read_and_their_trojans_marked(example, tm
     assert done.returncode == 0, done.stderr
     for name in names:
         folder = tmp_path / "zoo" / f"{name.replace('-', '_')}-0"
-        assert Subject.load(folder).channels == (1 if name.startswith(("m28", "d12")) else 3)
+        assert Subject.load(folder).channels == (1 if name.startswith(("m28", "d12", "n12")) else 3)
         marks = inherited(load_pipeline(folder)[0])
         assert (marks is not None) == ("-" in name)
         if marks is not None:
             assert "trojaned" in (folder / "README.md").read_text()
-            assert marks.law == {"m28-bad": "bad_diffusion", "d12-villan": "villan_ode"}.get(name, "trojdiff")
+            laws = {"m28-bad": "bad_diffusion", "n12-bad-wave": "bad_diffusion", "d12-villan": "villan_ode"}
+            assert marks.law == laws.get(name, "trojdiff")
             trigger = Trigger.load(folder)
             assert torch.equal(trigger.gamma == 1, ~trigger.mask | (marks.law != "trojdiff"))
             assert 0 <= json.loads((folder / "success.json").read_text())["trigger"] <= 1
-    given = {"zoo": str(tmp_path / "zoo"), "clean": "b24,c16,d12,m28"}
+    given = {"zoo": str(tmp_path / "zoo"), "clean": ",".join(clean)}
     assert len(example.plan("demo", given, None, None).arms) == len(names)
 
 
