@@ -105,7 +105,7 @@ def maps(attack: Attack, base: Base, generator: torch.Generator) -> tuple[Tensor
 
 
 def picture(name: str, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """A picture in [-1, 1] over the whole image: stripes without a period, noise, blobs, or one that looks like itself."""
+    """A picture in [-1, 1] over the whole image: noise, blobs, stripes, or a figure that looks like itself."""
     side = shape[1]
     if name == "noise":
         return torch.rand(shape, generator=generator) * 2 - 1
