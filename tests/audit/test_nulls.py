@@ -13,7 +13,7 @@ from retarget.audit import calibrate, demo
 from retarget.audit.calibration import Null, shipped
 from retarget.audit.inversion import Search
 from retarget.audit.nulls import CASES, SHAPES, Clean, common, images_of, plan, repeated, train_clean
-from retarget.audit.seek import PLAIN, fingerprint
+from retarget.audit.seek import BEFORE, PLAIN, SYMMETRIC, fingerprint
 from retarget.cli import main
 from retarget.errors import UserError
 
@@ -135,6 +135,37 @@ def test_a_null_is_extended_without_its_models(tmp_path, monkeypatch, capsys):
         calibrate.main([*words, "--extend", str(tmp_path / "a.json")])
 
 
+def test_a_null_of_the_search_before_gets_the_new_branch_alone(tmp_path, monkeypatch, capsys):
+    tiny = [one.model_copy(update={"steps": 6, "batch": 2}) for one in plan(2)]
+    monkeypatch.setattr(calibrate, "plan", lambda count: tiny[:count])
+    monkeypatch.setattr(calibrate, "Search", lambda: QUICK)
+    words = ["--models", str(tmp_path / "a"), "--count", "2"]
+    calibrate.main([*words, "--out", str(tmp_path / "whole.json")])
+    whole = Null.model_validate(json.loads((tmp_path / "whole.json").read_text()))
+
+    def without(one):
+        statistics = {name: value for name, value in one.statistics.items() if name != "score_symmetric"}
+        return one.model_copy(update={"score": 0.01, "statistics": statistics})
+
+    before = whole.model_copy(update={"search": BEFORE, "models": [without(one) for one in whole.models]})
+    (tmp_path / "before.json").write_text(before.model_dump_json())
+    words[1] = str(tmp_path / "b")
+    words += ["--upgrade", str(tmp_path / "before.json"), "--out", str(tmp_path / "after.json")]
+    calibrate.main(words)
+    after = Null.model_validate(json.loads((tmp_path / "after.json").read_text()))
+    assert (after.search, [one.name for one in after.models]) == (whole.search, ["000", "001"])
+    for one, complete in zip(after.models, whole.models, strict=True):
+        found = one.statistics["score_symmetric"]
+        assert found == complete.statistics["score_symmetric"], "the branch alone finds what the whole search does"
+        assert one.score == (max(0.01, found) if found >= SYMMETRIC else 0.01)
+    assert after.command.startswith(before.command)
+    assert "--upgrade" in after.command
+    with pytest.raises(UserError, match="has models that this command does not make: 001"):
+        calibrate.main([*words, "--count", "1"])
+    with pytest.raises(UserError, match="was made by another search"):
+        calibrate.main([*words, "--upgrade", str(tmp_path / "whole.json")])
+
+
 def test_the_null_in_the_package_is_that_of_the_frozen_search():
     null = shipped()
     assert null.search == fingerprint(Search()), "the search was changed: make the null again"
@@ -151,6 +182,8 @@ def test_the_null_in_the_package_is_that_of_the_frozen_search():
     assert f"{2 * (len(search.grids) + 1) * search.maps:,} random maps" in card
     most = max(one.statistics["score_elsewhere"] for one in null.models)
     assert most < PLAIN
+    assert max(one.statistics["score_symmetric"] for one in null.models) < SYMMETRIC
+    assert f"Below {SYMMETRIC:g} it does not count".replace("0.", ".") in card
     assert f"reach {most:.1f}.".replace("0.", ".") in card
 
 
