@@ -246,7 +246,7 @@ def scope(subject: Subject, search: Search) -> list[str]:
         f"local triggers of side {wide} and more that change the answer elsewhere at ᾱ = {middle}, under every law",
         "triggers that act at the noisy end of the schedule, local ones also in its middle; those that act only near "
         "clean images are not found",
-        "triggers that differ from their mirror (-mu) and from some shift of them; one colour everywhere may be missed, "
+        "triggers that differ from their mirror (-mu) and from some shift; those of one colour may be missed, "
         "and so may stripes and checkerboards under the laws of stock samplers",
         *known,
     ]
