@@ -91,7 +91,7 @@ def expected_evaluations(shape: tuple[int, int, int], search: Search) -> int:
     The images that a suspected trigger generates, and single checks, are not counted.
 
     >>> expected_evaluations((3, 32, 32), Search())
-    163376
+    193616
     """
     channels, height, width = shape
     samples = SAMPLES * Sampler.parse(SAMPLER).steps
