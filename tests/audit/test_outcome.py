@@ -100,7 +100,7 @@ def test_the_scope_names_the_windows_that_were_scanned(side, sides, wide):
     lines = scope(subject_of(identity, (1, side, side)), SEARCH)
     assert f"windows of side {sides} black" in lines[0]
     assert f"of side {wide} and more that change the answer elsewhere at ᾱ = 0.1," in lines[2]
-    assert "one colour everywhere, stripes and fine checkerboards may be missed" in lines[4]
+    assert "those of one colour may be missed, and so may stripes and checkerboards" in lines[4]
 
 
 def test_the_scope_names_the_levels_that_a_short_schedule_reaches(tmp_path):
