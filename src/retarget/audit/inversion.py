@@ -157,13 +157,12 @@ def scan_windows(probe: Probe, search: Search) -> list[Candidate]:
         one = Candidate(
             all_mu[index], all_gamma[index].expand_as(all_mu[index]), "scan", float(excess.flatten()[index])
         )
-        if all(overlap(1 - one.gamma, 1 - other.gamma) < 0.5 for other in found):
+        if all(_overlap(1 - one.gamma, 1 - other.gamma) < 0.5 for other in found):
             found.append(one)
     return found
 
 
-def overlap(one: Tensor, other: Tensor) -> float:
-    """The cosine of two maps."""
+def _overlap(one: Tensor, other: Tensor) -> float:
     a, b = one.flatten(), other.flatten()
     return float(a @ b / (a.norm() * b.norm()).clamp_min(1e-9))
 
@@ -186,7 +185,7 @@ def screened(probe: Probe, small: Probe, search: Search) -> tuple[list[Candidate
     best = scores.argsort(descending=True)[: 2 * search.keep].tolist()
     found: list[Candidate] = []
     for index in best:
-        if len(found) < search.keep and all(overlap(all_mu[index], one.mu) < 0.9 for one in found):
+        if len(found) < search.keep and all(_overlap(all_mu[index], one.mu) < 0.9 for one in found):
             found.append(Candidate(all_mu[index], all_gamma[index], "screen", float(scores[index])))
     return found, {"lowest": float(values[0]), "highest": float(values[4])}
 
@@ -205,7 +204,11 @@ def smooth_maps(
     cycles = search.waves * (2 * torch.rand(2, count, 1, 1, 1, generator=generator) - 1)
     phase = 2 * math.pi * torch.rand(count, 1, 1, 1, generator=generator)
     fine.append(torch.sin(cycles[0] * down[:, None] + cycles[1] * right + phase))
-    maps = torch.cat(fine)
+    return tinted(torch.cat(fine), channels, generator)
+
+
+def tinted(maps: Float[Tensor, "maps 1 height width"], channels: int, generator: torch.Generator) -> Tensor:
+    """The maps with much contrast, every second one grey, the others in two random colours: [M, C, H, W]."""
     if channels > 1:
         tint = torch.randn(len(maps), channels, 1, 1, generator=generator)
         tint[::2] = 1
@@ -226,17 +229,31 @@ def scan_smooth(probe: Probe, check: Probe, search: Search, generator: torch.Gen
         generator: of the maps.
     """
     shape = tuple(probe.noise.shape[1:])
-    half = smooth_maps(search.maps, shape, search, generator)  # type: ignore[arg-type]
+    return best_maps(smooth_maps(search.maps, shape, search, generator), "smooth", probe, check, search)  # type: ignore[arg-type]
+
+
+def best_maps(
+    half: Float[Tensor, "maps channels height width"], origin: str, probe: Probe, check: Probe, search: Search
+) -> list[Candidate]:
+    """The maps, and their negatives, whose undo most exceeds their mirror's and whose contrast is highest.
+
+    Args:
+        half: the maps, in [-1, 1].
+        origin: the branch that they are from.
+        probe: noises for comparing all maps, each with its mirror.
+        check: noises for the contrast of the best ones.
+        search: the search's settings.
+    """
     mu = search.smooth * torch.cat([half, -half]).to(probe.noise)
     gamma = torch.full_like(mu, search.smooth)
     undo = probe.undo(mu, gamma)
     excess = undo - undo.roll(len(half)).clamp_min(0)
     best = excess.argsort(descending=True)[: 4 * search.keep]
-    scores = contrast(check, mu[best], gamma[best])[1]
+    scores = contrast(check, mu[best], gamma[best], unlike=origin == "symmetric")[1]
     found: list[Candidate] = []
     for rank in scores.argsort(descending=True).tolist():
-        one = Candidate(mu[best[rank]], gamma[best[rank]], "smooth", float(scores[rank]))
-        if len(found) < search.keep and all(overlap(one.mu, other.mu) < 0.9 for other in found):
+        one = Candidate(mu[best[rank]], gamma[best[rank]], origin, float(scores[rank]))
+        if len(found) < search.keep and all(_overlap(one.mu, other.mu) < 0.9 for other in found):
             found.append(one)
     return found
 

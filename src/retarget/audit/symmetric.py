@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from retarget.audit.inversion import Candidate, Search, overlap
-from retarget.audit.scores import Probe, contrast
+from retarget.audit.inversion import Candidate, Search, best_maps, tinted
+from retarget.audit.scores import Probe
 
 GRIDS = ((4, False), (4, True), (6, False), (6, True), (8, True))
 """Sides of the grids of random values, which are mirrored left to right and top to bottom; if True, diagonally, too."""
@@ -64,15 +64,6 @@ def map_count(shape: tuple[int, int, int], search: Search) -> int:
     return len(GRIDS) * search.symmetric + len(periodic_maps(shape, torch.Generator()))
 
 
-def tinted(maps: Float[Tensor, "maps 1 height width"], channels: int, generator: torch.Generator) -> Tensor:
-    """The maps with much contrast, every second one grey, the others in two random colours: [M, C, H, W]."""
-    if channels > 1:
-        tint = torch.randn(len(maps), channels, 1, 1, generator=generator)
-        tint[::2] = 1
-        maps = maps * tint
-    return torch.tanh(2 * maps / maps.std((1, 2, 3), keepdim=True))
-
-
 def scan_symmetric(probe: Probe, check: Probe, search: Search, generator: torch.Generator) -> list[Candidate]:
     """Starting points for a trigger that looks like itself.
 
@@ -84,14 +75,4 @@ def scan_symmetric(probe: Probe, check: Probe, search: Search, generator: torch.
     """
     shape: tuple[int, int, int] = tuple(probe.noise.shape[1:])  # type: ignore[assignment]
     half = torch.cat([symmetric_maps(search.symmetric, shape, generator), periodic_maps(shape, generator)])
-    mu = search.smooth * torch.cat([half, -half]).to(probe.noise)
-    gamma = torch.full_like(mu, search.smooth)
-    undo = probe.undo(mu, gamma)
-    best = (undo - undo.roll(len(half)).clamp_min(0)).argsort(descending=True)[: 4 * search.keep]
-    scores = contrast(check, mu[best], gamma[best], unlike=True)[1]
-    found: list[Candidate] = []
-    for rank in scores.argsort(descending=True).tolist():
-        one = Candidate(mu[best[rank]], gamma[best[rank]], "symmetric", float(scores[rank]))
-        if len(found) < search.keep and all(overlap(one.mu, other.mu) < 0.9 for other in found):
-            found.append(one)
-    return found
+    return best_maps(half, "symmetric", probe, check, search)
