@@ -160,6 +160,8 @@ def test_a_null_of_the_search_before_gets_the_new_branch_alone(tmp_path, monkeyp
         assert one.score == (max(0.01, found) if found >= SYMMETRIC else 0.01)
     assert after.command.startswith(before.command)
     assert "--upgrade" in after.command
+    with pytest.raises(UserError, match="give --extend or --upgrade, not both"):
+        calibrate.main([*words, "--extend", str(tmp_path / "whole.json")])
     with pytest.raises(UserError, match="has models that this command does not make: 001"):
         calibrate.main([*words, "--count", "1"])
     with pytest.raises(UserError, match="was made by another search"):
@@ -186,7 +188,7 @@ def test_the_null_in_the_package_is_that_of_the_frozen_search():
     assert max(later) < SYMMETRIC
     assert f"It was run alone on {len(later)} of these models" in card
     assert f"not run on the other {len(null.models) - len(later)}" in card
-    assert f"Below {SYMMETRIC:g} it does not count".replace("0.", ".") in card
+    assert f"Below {SYMMETRIC:g} it does not count: clean networks reach {max(later):.1f}.".replace("0.", ".") in card
     assert f"reach {most:.1f}.".replace("0.", ".") in card
 
 

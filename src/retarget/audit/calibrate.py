@@ -69,11 +69,10 @@ def main(words: list[str]) -> None:
     given = read_arguments(Arguments, words, "python -m retarget.audit.calibrate")
     torch.set_num_threads(1)
     make_directory(given.models)
-    had = (
-        read_null(given.extend, fingerprint(Search()))
-        if given.extend
-        else Null(search=fingerprint(Search()), command="", models=[])
-    )
+    if given.extend and given.upgrade:
+        raise UserError("give --extend or --upgrade, not both: upgrade the null first, then extend the result")
+    today = fingerprint(Search())
+    had = read_null(given.extend, today) if given.extend else Null(search=today, command="", models=[])
     known = {one.name for one in had.models}
     old = read_null(given.upgrade, BEFORE) if given.upgrade else None
     wanted = {one.name: one for one in old.models} if old else None
