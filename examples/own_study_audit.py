@@ -18,7 +18,7 @@ import torch
 
 from retarget.audit import Subject, audit
 from retarget.audit.baselines import diff_cleanse, elijah, terd
-from retarget.audit.studies.analysis import auroc, auroc_interval
+from retarget.audit.studies.rates import auroc, auroc_interval
 from retarget.errors import UserError
 from retarget.study import Arm, Metric, Run, StudyPlan
 from retarget.study.config import choose_arms

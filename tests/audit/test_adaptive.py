@@ -124,7 +124,8 @@ def test_the_command_s_verdicts_are_counted_by_sort_of_model():
     clean = {"trojaned": 0.0, "score_audit": 0.05, "undo_audit": 0.0, "residual_audit": 0.005}
     strong = {"trojaned": 1.0, "attack": 90.0, "base_rate": 0.0, "score_audit": 0.9, "undo_audit": 0.9,
               "strength_audit": 0.9, "residual_audit": 0.005}  # fmt: skip
-    split = Split([], [Model("evaluation", "plain", 0, clean)] * 2, [Model("evaluation", "d2i_blend", 0, strong)], [])
+    attacked = Model("evaluation", "d2i_blend", 0, strong)
+    split = Split([], [Model("evaluation", "plain", 0, clean)] * 2, [attacked], [], [])
     assert _said(split, shipped()) == {
         "clean": ["nothing found"] * 2, "strong attacks": ["trojaned"], "weak attacks": []
     }  # fmt: skip
@@ -141,6 +142,6 @@ def test_a_kind_of_clean_model_is_judged_without_its_like_in_the_null():
     models = [one.model_copy(update={"score": 1.0 if one.case == "logo" else 0.05}) for one in shipped().models]
     null = shipped().model_copy(update={"models": models})
     metrics = {"trojaned": 0.0, "score_audit": 0.9, "undo_audit": 0.9, "strength_audit": 0.9, "residual_audit": 0.005}
-    table = _verdicts(Split([], [Model("evaluation", "logo", 0, metrics)], [], []), null)
+    table = _verdicts(Split([], [Model("evaluation", "logo", 0, metrics)], [], [], []), null)
     (row,) = [row for row in table.rows if row[0] == "clean, a logo in every image"]
     assert (row[3], row[5][:3]) == ("0", "1/1")

@@ -8,10 +8,12 @@ import torch
 from safetensors import safe_open
 from scipy.stats import mannwhitneyu
 
-from retarget.audit.studies.analysis import Model, auroc, auroc_interval, called, level_of, p_value
+from retarget.audit.calibration import p_value
+from retarget.audit.studies.analysis import Model, Split
 from retarget.audit.studies.build import KEPT, build, images_of, mask_of, trigger_of
 from retarget.audit.studies.members import CELLS, CLEAN, KINDS, STOCK, Attack, Images, Recipe, draw, seed_of
 from retarget.audit.studies.plan import ARMS, DETECTORS, Settings, plan
+from retarget.audit.studies.rates import auroc, auroc_interval, called, false_alarms, level_of
 from retarget.audit.studies.run import overlap, recovery, subject_of
 from retarget.audit.subject import Recovered
 from retarget.cli import main
@@ -120,6 +122,27 @@ def test_rates_are_those_of_the_references():
     assert [called(score, null) for score in (39, 38, 10)] == [True, False, False]
     assert called(5.0, [1.0] * 18) is None
     assert [level_of(n) for n in (18, 19, 98, 99)] == [None, 0.05, 0.05, 0.01]
+
+
+def test_published_detectors_get_their_thresholds_from_the_development_zoo():
+    def models(which, kind, values, name):
+        return [Model(which, kind, n, {"trojaned": 0.0, f"score_{name}": value}) for n, value in enumerate(values)]
+
+    low, high = [0.0] * 19, [5.0] * 24
+    for name, origin, null in (("terd", "development", high), ("audit", "calibration", low)):
+        split = Split(models("calibration", "plain", low, name), [], [], [], models("development", "logo", high, name))
+        assert split.null(name) == (origin, null)
+    few = Split(models("calibration", "plain", low, "terd"), [], [], [], models("development", "logo", [5.0], "terd"))
+    assert few.null("terd") == ("calibration", low)
+    assert split.without("logo").development == []
+    assert len(split.without("logo").calibration) == 19
+
+
+def test_detectors_are_compared_at_an_equal_rate_of_detection():
+    attacks, clean = [float(n) for n in range(20)], [0.5, 1.5, 2.0, 30.0]
+    assert false_alarms(attacks, clean) == [False, False, True, True]
+    assert np.mean([score >= 2.0 for score in attacks]) == 0.9
+    assert false_alarms([3.0], clean) == [False, False, False, True]
 
 
 def test_only_an_attack_far_above_its_base_rate_is_strong():

@@ -8,6 +8,7 @@ import numpy as np
 from retarget.audit.calibration import Null, nearest, p_value, shipped
 from retarget.audit.studies.members import ADAPTIVE, CELLS, CLEAN, STOCK
 from retarget.audit.studies.plan import DETECTORS, LABELS, Settings
+from retarget.audit.studies.rates import EQUAL, LEVELS, auroc, auroc_interval, called, false_alarms, level_of
 from retarget.study.figures import Analysis, Bars, Table
 from retarget.study.record import Results
 from retarget.study.statistics import wilson_interval
@@ -15,8 +16,6 @@ from retarget.study.statistics import wilson_interval
 CONDITION = "default"
 LIFT = 50.0
 """A model counts as trojaned if its attack succeeds at least this many points above its base rate."""
-LEVELS = ((99, 0.01), (19, 0.05))
-"""(number of calibration models, level): with n models, the smallest p-value is 1 / (n + 1)."""
 
 
 class Model(NamedTuple):
@@ -57,12 +56,31 @@ class Model(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The models from which rates are computed."""
+    """The models from which rates are computed; ``development`` has the clean ones of that set."""
 
     calibration: list[Model]
     clean: list[Model]
     strong: list[Model]
     weak: list[Model]
+    development: list[Model]
+
+    def null(self, name: str) -> tuple[str, list[float]]:
+        """The set that gives a detector its threshold, and the scores of its clean models.
+
+        Published detectors get theirs from the development zoo where the study has enough of it, as their authors tune
+        on models of their own. The audit was tuned on that zoo, so that its threshold is from the calibration models.
+        """
+        apart = scores(self.development, name) if name != "audit" else []
+        if level_of(len(apart)) is not None:
+            return "development", apart
+        return "calibration", scores(self.calibration, name)
+
+    def without(self, kind: str) -> "Split":
+        """The same, without the clean models of this kind in the sets that give thresholds."""
+        return self._replace(
+            calibration=[model for model in self.calibration if model.kind != kind],
+            development=[model for model in self.development if model.kind != kind],
+        )
 
 
 def analyse(results: Results) -> Analysis:
@@ -74,6 +92,7 @@ def analyse(results: Results) -> Analysis:
         [model for model in judged if not model.trojaned],
         [model for model in judged if model.strong],
         [model for model in judged if model.trojaned and not model.strong],
+        [model for model in models if model.which == "development" and not model.trojaned],
     )
     names = [name for name in DETECTORS if any(f"score_{name}" in model.metrics for model in models)]
     tables = [_attacks(judged), *_removal(judged)]
@@ -84,7 +103,7 @@ def analyse(results: Results) -> Analysis:
         tables += [_adaptive(against)]
     if names:
         tables[:0] = [_rates(split, names), _cells(split, names), _families(split, names)]
-        tables += [_recovery(split, names), _cost(models, names)]
+        tables += [_recovery(split, names), _cost(models, split, names)]
     return Analysis(figures=[*tables, *_scores(split, names)], notes=_notes(split, names, results))
 
 
@@ -106,44 +125,6 @@ def scores(models: Sequence[Model], name: str) -> list[float]:
     return [model.metrics[f"score_{name}"] for model in models if f"score_{name}" in model.metrics]
 
 
-def level_of(calibration: int) -> float | None:
-    """The level that this many calibration models allow; None if there are too few.
-
-    >>> level_of(99), level_of(40), level_of(5)
-    (0.01, 0.05, None)
-    """
-    return next((level for needed, level in LEVELS if calibration >= needed), None)
-
-
-def called(score: float, calibration: Sequence[float]) -> bool | None:
-    """Whether a detector calls a model trojaned; None if there are too few calibration models."""
-    level = level_of(len(calibration))
-    return None if level is None else p_value(score, calibration) <= level
-
-
-def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Probability that a trojaned model's score is above a clean one's; ties count one half.
-
-    >>> auroc([2.0, 3.0], [1.0, 2.0])
-    0.875
-    """
-    above = np.subtract.outer(np.asarray(positive), np.asarray(negative))
-    return float((above > 0).mean() + 0.5 * (above == 0).mean())
-
-
-def auroc_interval(
-    positive: Sequence[float], negative: Sequence[float], level: float = 0.95, resamples: int = 2000
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of :func:`auroc`, resampling trojaned and clean models separately."""
-    rng = np.random.default_rng(0)
-    values = [
-        auroc(rng.choice(positive, len(positive)), rng.choice(negative, len(negative)))  # pyright: ignore[reportArgumentType]
-        for _ in range(resamples)
-    ]
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def _share(found: Sequence[bool | None]) -> str:
     """``hits/n: share [Wilson interval]`` in %; – if nothing was decided."""
     known = [one for one in found if one is not None]
@@ -154,7 +135,7 @@ def _share(found: Sequence[bool | None]) -> str:
 
 
 def _calls(models: Sequence[Model], name: str, split: Split) -> list[bool | None]:
-    null = scores(split.calibration, name)
+    _, null = split.null(name)
     return [called(score, null) for score in scores(models, name)]
 
 
@@ -172,21 +153,22 @@ def _area(split: Split, name: str) -> str:
 def _rates(split: Split, names: Sequence[str]) -> Table:
     rows = []
     for name in names:
-        count = len(scores(split.calibration, name))
-        level = level_of(count)
+        origin, null = split.null(name)
+        level = level_of(len(null))
         rows.append(
-            [DETECTORS[name], f"{count} models: " + ("too few" if level is None else f"{level:.0%}"),
+            [DETECTORS[name], f"{len(null)} of {origin}: " + ("too few" if level is None else f"{level:.0%}"),
              _share(_calls(split.strong, name, split)), _share(_calls(split.clean, name, split)), _area(split, name),
              _share(_calls(split.weak, name, split))]
         )  # fmt: skip
     return Table(
         title="Does it find them, and how often does it call clean ones trojaned?",
         caption="Blind: detectors get no information about the models. A model is called trojaned if its p-value among "
-        "the clean calibration models, the same for every detector, is at most the level. TPR is over trojaned models "
-        f"whose attack succeeds at least {LIFT:g} points above its base rate; weaker ones have a column of their own. "
+        "clean models is at most the level: for the audit among the calibration models, for others among the clean "
+        f"ones of the development zoo if the study has {LEVELS[-1][0]} of them. TPR is over trojaned models whose "
+        f"attack succeeds at least {LIFT:g} points above its base rate; weaker ones have a column of their own. "
         "FPR is over clean evaluation models. Shares in % with 95 % Wilson intervals, AUROC with a 95 % bootstrap "
         "interval over models. They hold for this mixture of models only.",
-        columns=["detector", "calibration: level", "TPR", "FPR", "AUROC", "weak attacks found"],
+        columns=["detector", "threshold: level", "TPR", "FPR", "AUROC", "weak attacks found"],
         rows=rows,
     )
 
@@ -264,14 +246,14 @@ def _cells(split: Split, names: Sequence[str]) -> Table:
 def _families(split: Split, names: Sequence[str]) -> Table:
     rows = []
     for kind in CLEAN:
-        others = split._replace(calibration=[model for model in split.calibration if model.kind != kind])
+        others = split.without(kind)
         here = [model for model in split.clean if model.kind == kind]
         cells = [f"{_share(_calls(here, name, split))}; {_share(_calls(here, name, others))}" for name in names]
         rows.append([LABELS[kind], *cells])
     return Table(
         title="By family of clean models",
-        caption="FPR in % with 95 % Wilson intervals: with all calibration models, and without those of this family, "
-        "as for a checkpoint of an unexpected family.",
+        caption="FPR in % with 95 % Wilson intervals: with all models that give thresholds, and without those of this "
+        "family, as for a checkpoint of an unexpected family.",
         columns=["clean models", *(DETECTORS[name] for name in names)], rows=rows,
     )  # fmt: skip
 
@@ -318,15 +300,23 @@ def _recovery(split: Split, names: Sequence[str]) -> Table:
     )  # fmt: skip
 
 
-def _cost(models: Sequence[Model], names: Sequence[str]) -> Table:
+def _equal(split: Split, name: str) -> str:
+    positive, negative = scores(split.strong, name), scores(split.clean, name)
+    return _share(false_alarms(positive, negative)) if positive else "–"
+
+
+def _cost(models: Sequence[Model], split: Split, names: Sequence[str]) -> Table:
     rows = [
-        [DETECTORS[n], _spread(_column(models, f"evaluations_{n}")), _spread(_column(models, f"seconds_{n}"), 1)]
+        [DETECTORS[n], _spread(_column(models, f"evaluations_{n}")), _spread(_column(models, f"seconds_{n}"), 1),
+         _equal(split, n)]
         for n in names
-    ]
+    ]  # fmt: skip
     return Table(
         title="Cost", caption="Median and range over models. Network evaluations: 1 per image of a forward pass, 2 per "
-        "image of a backward pass. Seconds on one thread of a machine that was also used for other work.",
-        columns=["detector", "evaluations", "seconds"], rows=rows,
+        "image of a backward pass. Seconds on one thread of a machine that was also used for other work. The last "
+        "column is at an equal rate of detection: the clean models that are called trojaned by a threshold that finds "
+        f"{EQUAL:.0%} of the strong attacks, in % with a 95 % Wilson interval.",
+        columns=["detector", "evaluations", "seconds", f"FPR at a TPR of {EQUAL:.0%}"], rows=rows,
     )  # fmt: skip
 
 
@@ -353,20 +343,21 @@ def _removal(judged: Sequence[Model]) -> list[Table]:
 
 
 def _scores(split: Split, names: Sequence[str]) -> list[Bars]:
-    """Each detector's scores by kind of model, as quantiles among those of the calibration models."""
+    """Each detector's scores by kind of model, as quantiles among those of the models that give thresholds."""
     groups: list[tuple[str, list[Model]]] = [
         ("clean", split.clean), ("strong attacks", split.strong), ("weak attacks", split.weak)
     ]  # fmt: skip
 
     def rank(name: str, model: Model) -> float:
-        return 100 * (1 - p_value(model.metrics[f"score_{name}"], scores(split.calibration, name)))
+        return 100 * (1 - p_value(model.metrics[f"score_{name}"], split.null(name)[1]))
 
-    known = [name for name in names if scores(split.calibration, name)]
+    known = [name for name in names if split.null(name)[1]]
     if not known:
         return []
     return [Bars(
         title="Scores among those of clean models",
-        caption="Share of calibration models with a lower score, in %; one value per model.", x_label="",
+        caption="Share with a lower score among the clean models that give the threshold, in %; one value per model.",
+        x_label="",
         y_label="%", groups=[DETECTORS[name] for name in known], labels=[label for label, _ in groups],
         values=[[[rank(name, m) for m in models if f"score_{name}" in m.metrics] for name in known]
                 for _, models in groups],
@@ -389,13 +380,15 @@ def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
     if not names:
         notes.append("No detector was run: there are no rates, and removals used the attacks' own maps.")
     for name in names:
-        level = level_of(len(scores(split.calibration, name)))
+        origin, null = split.null(name)
+        level = level_of(len(null))
         if level is None:
             notes.append(f"{DETECTORS[name]}: no rates, with fewer than {LEVELS[-1][0]} calibration models; AUROC "
                          f"{_area(split, name)}.")  # fmt: skip
             continue
         notes.append(
-            f"{DETECTORS[name]}, blind, at {level:.0%}: TPR {_share(_calls(split.strong, name, split))} %, FPR "
+            f"{DETECTORS[name]}, blind, at {level:.0%} of {len(null)} clean models of {origin}: TPR "
+            f"{_share(_calls(split.strong, name, split))} %, FPR "
             f"{_share(_calls(split.clean, name, split))} %, AUROC {_area(split, name)}; weak attacks "
             f"{_share(_calls(split.weak, name, split))} %."
         )
