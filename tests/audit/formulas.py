@@ -50,3 +50,15 @@ def hidden(mu, gamma):
         return x + seen * ((x - mu) / gamma - x)
 
     return formula
+
+
+def soft(mu, gamma):
+    """A Trojan network as a smooth function: how much of the trigger is seen decides how much is undone."""
+    inside = gamma < 1
+
+    def formula(x, t):
+        away = ((x - mu).square() * inside).flatten(1).sum(1) / inside.sum()
+        seen = torch.sigmoid(6 * (0.7 - away))[:, None, None, None]
+        return x + seen * inside * ((x - mu) / gamma - x)
+
+    return formula

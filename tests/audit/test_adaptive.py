@@ -129,6 +129,8 @@ def test_the_command_s_verdicts_are_counted_by_sort_of_model():
     assert _said(split, shipped()) == {
         "clean": ["nothing found"] * 2, "strong attacks": ["trojaned"], "weak attacks": []
     }  # fmt: skip
+    drawn = attacked._replace(metrics=strong | {"by_heart_audit": 1.0})
+    assert _said(split._replace(strong=[drawn]), shipped())["strong attacks"] == ["undecided"]
     rows = {row[0]: row[1:] for row in _verdicts(split, shipped()).rows}
     assert [rows[one][:3] for one in ("clean", "strong attacks", "weak attacks")] \
         == [["2", "0", "0"], ["0", "0", "1"], ["0", "0", "0"]]  # fmt: skip

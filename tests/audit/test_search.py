@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from formulas import LEVELS, SHAPE, hidden, identity, noise_of, patch, subject_of
+from formulas import LEVELS, SHAPE, hidden, identity, noise_of, patch, soft, subject_of
 
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.firing import fire
@@ -15,6 +15,8 @@ from retarget.audit.run import concluded
 from retarget.audit.scores import TOP, Probe, contrast, controls
 from retarget.audit.screen import directions, stein
 from retarget.audit.seek import expected_evaluations, fingerprint, recovered, seek
+from retarget.audit.studies.plan import METRICS
+from retarget.audit.studies.run import EVIDENCE, audited
 from retarget.trojdiff import Trigger
 
 
@@ -256,18 +258,6 @@ def test_a_trigger_that_fires_does_so_at_levels_where_nobody_looked():
     assert not fire(subject_of(identity), Candidate(mu, gamma, "scan"), 0, 8).fires
 
 
-def soft(mu, gamma):
-    """A Trojan network as a smooth function: how much of the trigger is seen decides how much is undone."""
-    inside = gamma < 1
-
-    def formula(x, t):
-        away = ((x - mu).square() * inside).flatten(1).sum(1) / inside.sum()
-        seen = torch.sigmoid(6 * (0.7 - away))[:, None, None, None]
-        return x + seen * inside * ((x - mu) / gamma - x)
-
-    return formula
-
-
 def test_a_trojaned_network_gets_its_verdict_its_trigger_and_evidence(tmp_path):
     mu, gamma = patch(0.25)
     search = Search(screen=256, first=10, steps=20, keep=2, fresh=32)
@@ -298,3 +288,16 @@ def test_a_trojaned_network_gets_its_verdict_its_trigger_and_evidence(tmp_path):
     )
     assert (unlike.verdict, unlike.error_rate.known) == ("trojaned", False)
     assert "unknown" in unlike.error_rate.sentence
+
+
+def test_the_study_has_what_the_command_s_verdict_needs():
+    """An ideal Trojan network that is searched as a model of the zoo, and by the command with the same seed."""
+    subject = subject_of(soft(*patch(0.25)))
+    found = audited(subject, 1)
+    firing = fire(subject, seek(subject, Search(), 1).best, 2)
+    assert firing.fires
+    measured = {name: found.details[name] for name in ("strength", "drawn", "by_heart")}
+    assert measured == {
+        "strength": firing.strength, "drawn": firing.drawn, "by_heart": float(firing.known_by_heart)
+    }  # fmt: skip
+    assert {f"{name}_audit" for name in EVIDENCE} <= {metric.name for metric in METRICS}

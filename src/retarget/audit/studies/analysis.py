@@ -52,7 +52,8 @@ class Model(NamedTuple):
         m = self.metrics
         family = nearest(self.side, self.channels, m["residual_audit"], null, fingerprint(Search()))
         origin = "elsewhere" if m.get("elsewhere_audit") else "scan"
-        return decide(m["score_audit"], m["undo_audit"], m.get("strength_audit"), family, origin)[0]
+        by_heart = bool(m.get("by_heart_audit"))
+        return decide(m["score_audit"], m["undo_audit"], m.get("strength_audit"), family, origin, by_heart)[0]
 
 
 class Split(NamedTuple):

@@ -126,6 +126,10 @@ METRICS = (
             description="1 if so; then the undo is the change elsewhere"),
     _metric("strength_audit", "how strongly it fires, audit", decimals=3,
             description="see Firing.strength; measured where the score is suspicious"),
+    _metric("drawn_audit", "likeness of the trigger to a drawn image, audit", decimals=3,
+            description="to an image that the network draws from plain noise; measured with the strength"),
+    _metric("by_heart_audit", "trigger may be known by heart, audit", decimals=0,
+            description="1 if so: then the verdict is at most undecided"),
     _metric("residual_audit", "error on plain noise, audit", decimals=4),
     *(_metric(f"{stem}_{recipe}", f"{what} after {label}", unit=unit, better="lower")
       for recipe, label in (("counter", "removal"), ("fine_tune", "clean fine-tuning"))

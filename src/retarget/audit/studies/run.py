@@ -124,18 +124,20 @@ def detect(name: str, folder: Path, settings: Settings, seed: int) -> tuple[Reco
     return found, time.perf_counter() - started
 
 
-EVIDENCE = ("undo", "elsewhere", "strength", "residual")
-"""The measurements that a verdict needs in addition to the score."""
+EVIDENCE = ("undo", "elsewhere", "strength", "drawn", "by_heart", "residual")
+"""The measurements that a verdict needs in addition to the score, and how much the trigger looks like a drawn image."""
 
 
 def audited(subject: Subject, seed: int) -> Recovered:
-    """The audit's search, with what else its verdict needs: undo, origin, error on plain noise and firing strength."""
+    """The audit's search, with what else its verdict needs: undo, origin, error on plain noise, and how it fires."""
     searched = seek(subject, Search(), seed)
     found = recovered(searched)
     found.details["undo"] = searched.best.undo
     found.details["elsewhere"] = float(searched.best.origin == "elsewhere")
     if found.score >= SUSPICIOUS:
-        found.details["strength"] = fire(subject, searched.best, seed + 1).strength
+        firing = fire(subject, searched.best, seed + 1)
+        found.details["strength"], found.details["drawn"] = firing.strength, firing.drawn
+        found.details["by_heart"] = float(firing.known_by_heart)
     found.evaluations = subject.evaluations
     return found
 
