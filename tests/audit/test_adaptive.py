@@ -134,7 +134,8 @@ def test_the_command_s_verdicts_are_counted_by_sort_of_model():
     rows = {row[0]: row[1:] for row in _verdicts(split, shipped()).rows}
     assert [rows[one][:3] for one in ("clean", "strong attacks", "weak attacks")] \
         == [["2", "0", "0"], ["0", "0", "1"], ["0", "0", "0"]]  # fmt: skip
-    assert rows["clean, trained well"] == [*rows["clean"][:4], rows["clean"][3]]
+    assert rows["clean, trained well"][:4] == rows["clean"][:4]
+    assert rows["clean, trained well"][4].startswith(f"{rows['clean'][3]}; undecided 0")
     assert rows["D2I, blend"] == rows["strong attacks"]
     assert len(rows) == 5
 
@@ -144,6 +145,11 @@ def test_a_kind_of_clean_model_is_judged_without_its_like_in_the_null():
     models = [one.model_copy(update={"score": 1.0 if one.case == "logo" else 0.05}) for one in shipped().models]
     null = shipped().model_copy(update={"models": models})
     metrics = {"trojaned": 0.0, "score_audit": 0.9, "undo_audit": 0.9, "strength_audit": 0.9, "residual_audit": 0.005}
-    table = _verdicts(Split([], [Model("evaluation", "logo", 0, metrics)], [], [], []), null)
+    split = Split([], [Model("evaluation", "logo", 0, metrics)], [], [], [])
+    table = _verdicts(split, null)
     (row,) = [row for row in table.rows if row[0] == "clean, a logo in every image"]
     assert (row[3], row[5][:3]) == ("0", "1/1")
+    assert row[5].endswith("; undecided 0; compared with others: 1"), "of its shape too few are left without logos"
+    more = null.model_copy(update={"models": [*models, *(one for one in models if one.case == "plain")]})
+    (row,) = [row for row in _verdicts(split, more).rows if row[0] == "clean, a logo in every image"]
+    assert row[5].endswith("; undecided 0")

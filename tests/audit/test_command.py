@@ -12,7 +12,6 @@ from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from retarget.audit import commands
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.inversion import Search
 from retarget.audit.outcome import Report
@@ -20,6 +19,7 @@ from retarget.audit.report import schema
 from retarget.audit.run import audit_pipeline
 from retarget.audit.seek import fingerprint
 from retarget.cli import main
+from retarget.trojdiff.trigger import Trigger
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4, symmetric=2)
@@ -248,7 +248,7 @@ def test_marks_names_and_cards_are_not_read_for_the_verdict(pipeline, tmp_path, 
         assert file.metadata()["trojaned"] == "true"
     edit(pipeline / "unet/config.json", trojaned=True, trojan_target="d2i", _name_or_path="an/attack")
     (pipeline / "README.md").write_text("---\ntrojaned: true\n---\n")
-    (pipeline / "trigger.safetensors").write_bytes(b"forged")
+    Trigger.patch(2, 0.1, (1, 8, 8)).save(pipeline / "trigger.safetensors")
     assert numbers(pipeline.rename(tmp_path / "trojaned")) == before
 
 
@@ -262,12 +262,6 @@ def test_the_schema_that_is_published_is_the_schema():
 
     published = json.loads(files("retarget.audit").joinpath("audit.schema.json").read_text())
     assert published == schema()
-
-
-def test_codes_are_ordered():
-    assert commands.combined([0, 0]) == 0
-    assert commands.combined([0, 3, 2, 1]) == 1
-    assert commands.combined([3, 2]) == 2
 
 
 SIGNED = ("valid", "relative", "links", "changed", "no key", "another key", "empty signature", "no object", "forged")

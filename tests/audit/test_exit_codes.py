@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from retarget.audit.commands import combined
+
 SOURCE = Path(__file__).parents[2] / "src"
 CALL = "from retarget.cli import main; raise SystemExit(main({words!r}))"
 
@@ -56,3 +58,9 @@ def test_a_package_that_fails_on_import_is_an_error_and_no_verdict(what, tmp_pat
     assert "Traceback" in said
     assert what.partition("(")[0] in said
     assert ended(["audit", "missing"], before=before) == (2, "")
+
+
+def test_codes_are_ordered():
+    assert combined([0, 0]) == 0
+    assert combined([0, 3, 2, 1]) == 1
+    assert combined([3, 2]) == 2

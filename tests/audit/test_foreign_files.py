@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -114,6 +116,8 @@ LORA = {"unet.down.lora_A.weight": torch.zeros(2, 2)}
         ("pytorch_lora_weights.safetensors", LORA, "LoRA weights"),
         ("pytorch_lora_weights.bin", None, "LoRA weights"),
         ("other/adapter.safetensors", LORA, "LoRA weights"),
+        ("trigger.safetensors", LORA, "LoRA weights"),
+        ("unet/trigger.safetensors", {"a": torch.zeros(1)}, "weights of another network or format"),
         ("unet/ema.safetensors", {"a": torch.zeros(1)}, "weights of another network or format"),
         ("diffusion_flax_model.msgpack", None, "weights of another network or format"),
         ("unet_ema/diffusion_pytorch_model.safetensors", {"a": torch.zeros(1)}, None),
@@ -129,6 +133,23 @@ def test_weights_that_can_be_loaded_into_the_pipeline_leave_no_clean_verdict(pip
     assert (one.verdict, one.exit_code) == (("undecided", 3) if holds else ("nothing found", 0))
     assert (f"; but {name} holds {holds}, which were not audited" in one.reason) == (holds is not None)
     assert [each.file for each in one.findings if each.rule == "unaudited-weights"] == [name]
+
+
+def test_a_pickle_is_known_by_its_first_bytes_and_nothing_else_is_taken_for_one(pipeline):
+    """A safetensors file may begin as a pickle does, with the length of its header."""
+    for protocol in (2, 5):
+        (pipeline / f"extra-{protocol}.dat").write_bytes(pickle.dumps({"a": 1}, protocol=protocol))
+    torch.save({"a": torch.zeros(2)}, pipeline / "unet" / "optimizer.state")
+    for name, content in (("notes.txt", "\x80\x04"), ("empty", ""), ("PK", "PK")):
+        (pipeline / name).write_text(content, encoding="utf-8")
+    with zipfile.ZipFile(pipeline / "images.zip", "w") as archive:
+        archive.writestr("a.txt", "a")
+    header = {"format": "pt", "note": "x" * (0x280 - 96)}
+    save_file({"a": torch.zeros(1)}, pipeline / "unet" / "odd.safetensors", metadata=header)
+    assert (pipeline / "unet" / "odd.safetensors").read_bytes()[:2] == b"\x80\x02"
+    one = audit_pipeline(pipeline, None, search=QUICK, null=CLEAN_NULL)
+    found = {each.file for each in one.findings if each.rule == "pickle"}
+    assert found == {"extra-2.dat", "extra-5.dat", "unet/optimizer.state"}
 
 
 @pytest.mark.parametrize("name", ["LDMPipeline", "StableDiffusionPipeline", "RePaintPipeline"])

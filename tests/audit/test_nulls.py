@@ -113,6 +113,17 @@ def test_the_null_is_made_by_its_command_and_resumes(tmp_path, monkeypatch, caps
     assert json.loads(out.read_text()) == null.model_dump(mode="json")
 
 
+def test_pipelines_from_elsewhere_are_added_with_the_cases_that_are_given(stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "Search", lambda: QUICK)
+    words = ["--models", str(tmp_path / "m"), "--out", str(tmp_path / "n.json"), "--count", "0", "--more", str(stored)]
+    for more, case in (([], "elsewhere"), (["--cases", "logo"], "logo")):
+        calibrate.main([*words, *more])
+        (one,) = Null.model_validate(json.loads((tmp_path / "n.json").read_text())).models
+        assert (one.name, one.case) == (f"{stored.parent.name}-pipeline", case)
+    with pytest.raises(UserError, match=r"give one case for each pipeline of --more: 2 for 1"):
+        calibrate.main([*words, "--cases", "logo", "few"])
+
+
 def test_a_null_is_extended_without_its_models(tmp_path, monkeypatch, capsys):
     tiny = [one.model_copy(update={"steps": 6, "batch": 2}) for one in plan(2)]
     monkeypatch.setattr(calibrate, "plan", lambda count: tiny[:count])
@@ -157,7 +168,7 @@ def test_a_null_of_the_search_before_gets_the_new_branch_alone(tmp_path, monkeyp
     for one, complete in zip(after.models, whole.models, strict=True):
         found = one.statistics["score_symmetric"]
         assert found == complete.statistics["score_symmetric"], "the branch alone finds what the whole search does"
-        assert one.score == (max(0.01, found) if found >= SYMMETRIC else 0.01)
+        assert one.score == (complete.score if found >= SYMMETRIC else 0.01)
     assert after.command.startswith(before.command)
     assert "--upgrade" in after.command
     with pytest.raises(UserError, match="give --extend or --upgrade, not both"):

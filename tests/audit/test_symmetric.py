@@ -5,6 +5,8 @@ import pytest
 import torch
 from formulas import hidden, identity, noise_of, subject_of
 
+from retarget.audit.calibrate import with_symmetric
+from retarget.audit.calibration import NullModel
 from retarget.audit.firing import fire
 from retarget.audit.inversion import Candidate, Search, ascend
 from retarget.audit.scores import TOP, Probe, contrast, controls, self_similarity
@@ -148,6 +150,15 @@ def test_a_low_score_of_the_branch_leaves_the_others_as_they_are():
     found = seek(subject_of(identity), SEARCH, 0)
     assert found.best.origin != "symmetric"
     assert found.statistics["score_symmetric"] < SYMMETRIC
+
+
+def test_a_clean_model_in_which_the_branch_finds_what_counts_is_searched_whole():
+    """Only the whole search ranks the branches: what changes the answer elsewhere may have the higher score."""
+    subject = subject_of(hidden(0.4 * diagonal_cross(), torch.full(SHAPE, 0.6)))
+    before = NullModel(score=0.05, side=8, channels=1, case="logo", schedule="linear", residual=9, spread=1)
+    row, whole = with_symmetric(subject, before), seek(subject, Search(), 1)
+    assert row.score == whole.score > SYMMETRIC
+    assert (row.statistics, row.case) == (whole.statistics, "logo")
 
 
 def test_an_ascent_of_the_branch_is_scored_with_unlike_shifts():

@@ -1,6 +1,7 @@
 """The zoo: fixed members, disjoint sets, rates against references, and the study end to end."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from safetensors import safe_open
 from scipy.stats import mannwhitneyu
 
 from retarget.audit.calibration import p_value
+from retarget.audit.removal import Kind
 from retarget.audit.studies.analysis import Model, Split
 from retarget.audit.studies.build import KEPT, build, images_of, mask_of, trigger_of
 from retarget.audit.studies.members import CELLS, CLEAN, KINDS, STOCK, Attack, Images, Recipe, draw, seed_of
-from retarget.audit.studies.plan import ARMS, DETECTORS, Settings, plan
+from retarget.audit.studies.plan import ARMS, DETECTORS, RECIPES, Settings, plan
 from retarget.audit.studies.rates import auroc, auroc_interval, called, false_alarms, level_of
 from retarget.audit.studies.run import overlap, recovery, subject_of
 from retarget.audit.subject import Recovered
@@ -209,7 +211,9 @@ def test_the_study_builds_judges_and_cleans_and_detectors_see_no_marks(tmp_path)
     command = [*words, "--out", str(out), "--no-progress", "--set", *settings, f"zoo={tmp_path / 'zoo'}"]
     assert main(command) == 0
     found = json.loads((out / "runs" / "evaluation-d2i_patch" / "seed-0" / "status.json").read_text())["metrics"]
-    assert {"attack", "leak_counter", "fid_fine_tune", "score_diff_cleanse", "cosine_diff_cleanse"} <= found.keys()
+    assert list(RECIPES) == list(get_args(Kind))
+    assert {"attack", *(f"{stem}_{recipe}" for stem in ("attack", "leak", "fid") for recipe in RECIPES)} <= found.keys()
+    assert {"fid_before", "score_diff_cleanse", "cosine_diff_cleanse"} <= found.keys()
     details = json.loads((out / "runs" / "evaluation-d2i_patch" / "seed-0" / "evaluation.json").read_text())
     folder = tmp_path / "zoo" / details["model"] / "pipeline"
     with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -221,6 +225,7 @@ def test_the_study_builds_judges_and_cleans_and_detectors_see_no_marks(tmp_path)
     page = (out / "report.md").read_text()
     assert "call clean ones trojaned" in page
     assert "fewer than 19 calibration models" in page
+    assert "Elijah's removal" in page
 
 
 def test_progress_of_a_fine_tune_and_of_its_base_is_each_told_with_its_own_steps(tmp_path):

@@ -56,6 +56,8 @@ class Arguments:
     """K N: do only every N-th model, from the K-th on. Three processes share the work as 0 3, 1 3 and 2 3."""
     more: tuple[Path, ...] = ()
     """Clean pipelines that were trained elsewhere, to add to the null."""
+    cases: tuple[str, ...] = ()
+    """The case of each of these, such as plain, logo or few, in their order; without it, elsewhere."""
     extend: Path | None = None
     """A null made by the same search. Its models come first; those of this command that it has are not made again."""
     upgrade: Path | None = None
@@ -71,6 +73,8 @@ def main(words: list[str]) -> None:
     make_directory(given.models)
     if given.extend and given.upgrade:
         raise UserError("give --extend or --upgrade, not both: upgrade the null first, then extend the result")
+    if given.cases and len(given.cases) != len(given.more):
+        raise UserError(f"give one case for each pipeline of --more: {len(given.cases)} for {len(given.more)}")
     today = fingerprint(Search())
     had = read_null(given.extend, today) if given.extend else Null(search=today, command="", models=[])
     known = {one.name for one in had.models}
@@ -94,11 +98,13 @@ def main(words: list[str]) -> None:
             print(f"trained {folder} {one.data} {one.case} {one.family} {one.schedule}", flush=True)
         rows.append((folder, one))
     rows += [(folder, None) for folder in given.more if name_of(folder) not in known]
+    cases = {name_of(folder): case for folder, case in zip(given.more, given.cases, strict=False)}
     if given.train_only:
         return
     found = [
         scored(folder, one, given.models, wanted) for number, (folder, one) in enumerate(rows) if number % step == first
     ]
+    found = [one.model_copy(update=dict(case=cases.get(one.name, one.case))) for one in found]
     if given.out is not None:
         if wanted is not None and (missing := sorted(set(wanted) - {one.name for one in found})):
             raise UserError(f"{given.upgrade} has models that this command does not make: {', '.join(missing)}")
@@ -161,12 +167,16 @@ def searched(subject: Subject, name: str, one: Clean | None) -> NullModel:
 
 
 def with_symmetric(subject: Subject, before: NullModel) -> NullModel:
-    """An entry of the search without the branch of symmetric maps, with what this branch finds."""
+    """An entry of the search without the branch of symmetric maps, with what this branch finds.
+
+    If it finds something that counts, the whole search is run, since only that ranks all branches.
+    """
     shown = own_samples(subject, seed=1).to(subject.device)
     score = seek_symmetric(subject, Search(), 1, shown).notes["score"]
-    highest = max(before.score, score) if score >= SYMMETRIC else before.score
-    statistics = {**before.statistics, "score_symmetric": score}
-    return before.model_copy(update=dict(score=highest, statistics=statistics))
+    if score >= SYMMETRIC:
+        found = seek(subject, Search(), seed=1)
+        return before.model_copy(update=dict(score=found.score, statistics=found.statistics))
+    return before.model_copy(update=dict(statistics={**before.statistics, "score_symmetric": score}))
 
 
 if __name__ == "__main__":

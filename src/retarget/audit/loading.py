@@ -92,7 +92,9 @@ def other_weights(folder: Path, files: Iterable[str]) -> tuple[dict[str, str], l
     found = {_inside(folder, path): "other weights of the network" for path in different}
     weights = [one for one in files if one.endswith((".safetensors", ".msgpack", ".h5", ".onnx")) or _named_lora(one)]
     rest = []
-    for name in sorted(set(weights) - known - found.keys() - {"trigger.safetensors"}):
+    for name in sorted(set(weights) - known - found.keys()):
+        if _is_trigger(folder / name):
+            continue
         if _is_lora(folder / name):
             found[name] = "LoRA weights"
         elif (folder / name).parent in (folder, part):
@@ -100,6 +102,18 @@ def other_weights(folder: Path, files: Iterable[str]) -> tuple[dict[str, str], l
         else:
             rest.append(name)
     return found, rest
+
+
+def _is_trigger(path: Path) -> bool:
+    """Whether this is a trigger as ``Trigger.save`` writes it: two maps of one shape, and no weights."""
+    if path.name != "trigger.safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError):
+        return False
+    return shapes.keys() == {"mu", "gamma"} and shapes["mu"] == shapes["gamma"] and len(shapes["mu"]) == 3
 
 
 def _named_lora(name: str) -> bool:

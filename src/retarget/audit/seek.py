@@ -81,8 +81,9 @@ def fingerprint(search: Search) -> str:
 VERSION = 9
 """Increased with every change of the code that changes the scores of a search."""
 BEFORE = "3b919f2c96e6c1d4"
-"""Fingerprint of the search without the branch of symmetric maps. This branch only adds to it: what that search found
-is found, and a clean model's score is the same unless this branch's is higher."""
+"""Fingerprint of the search without the branch of symmetric maps. The other branches find what they found; below
+``SYMMETRIC`` this one comes last, so that the score is the same. Above, it is ranked with those at the noisy end, so
+that one with ``PLAIN`` comes before what changes the answer elsewhere, though that has the higher score."""
 
 
 def expected_evaluations(shape: tuple[int, int, int], search: Search) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -68,9 +69,12 @@ def hashes(folder: Path) -> dict[str, str]:
     found = {}
     for path in _files(folder):
         with path.open("rb") as file:
-            name = os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[_name(folder, path)] = hashlib.file_digest(file, "sha256").hexdigest()
     return dict(sorted(found.items()))
+
+
+def _name(folder: Path, path: Path) -> str:
+    return os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -90,6 +94,22 @@ def _files(folder: Path) -> Iterator[Path]:
                 raise AuditError(f"{path.relative_to(folder)} is a pipe or a device, not a file: remove it")
 
 
+def _is_pickle(path: Path) -> bool:
+    """Whether a file has the suffix of a pickle, begins as one of protocol 2 to 5, or is PyTorch's archive with one."""
+    if path.suffix.lower() in PICKLES:
+        return True
+    if path.suffix.lower() == ".safetensors":
+        return False  # it begins with a number that may look like a pickle's first bytes
+    with path.open("rb") as file:
+        head = file.read(2)
+    if len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= 5:
+        return True
+    if head != b"PK" or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(Path(name).name == "data.pkl" for name in archive.namelist())
+
+
 def look(folder: Path, index: dict[str, Any], files: dict[str, str], key: Path | None = None) -> list[Finding]:
     """The static findings in a pipeline's folder.
 
@@ -105,11 +125,12 @@ def look(folder: Path, index: dict[str, Any], files: dict[str, str], key: Path |
     if key is not None:
         _check_key(key)
     found = []
+    pickles = {_name(folder, path) for path in _files(folder) if _is_pickle(path)}
     for name in files:
         suffix = Path(name).suffix.lower()
         if suffix == ".py":
             found.append(Finding(rule="custom-code", level="warning", file=name, message=f"{name} is Python code"))
-        if suffix in PICKLES:
+        if name in pickles:
             message = f"{name} is a pickle; it was not opened"
             found.append(Finding(rule="pickle", level="warning", file=name, message=message))
     name = index.get("_class_name")
@@ -157,7 +178,11 @@ def _signature(folder: Path, key: Path | None) -> Finding:
     if not present:
         return say("warning" if key else "note", "there is no OpenSSF model signature (model.sig)")
     if key is None:
-        return say("note", f"the signature {present[0]} was not verified: give --public-key to verify it")
+        return say(
+            "note",
+            f"the signature {present[0]} was not verified: --public-key KEY.pem verifies one "
+            "that was made with a key; one with an identity or a certificate needs the command model_signing",
+        )
     from retarget.extras import require
 
     verifying, hashing = (require(f"model_signing.{name}", "audit") for name in ("verifying", "hashing"))

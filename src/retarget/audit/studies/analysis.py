@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retarget.audit.calibration import Null, nearest, p_value, shipped
+from retarget.audit.calibration import LEAST, Family, Null, nearest, p_value, shipped
 from retarget.audit.studies.members import ADAPTIVE, CELLS, CLEAN, STOCK
-from retarget.audit.studies.plan import DETECTORS, LABELS, Settings
+from retarget.audit.studies.plan import DETECTORS, LABELS, RECIPES, Settings
 from retarget.audit.studies.rates import EQUAL, LEVELS, auroc, auroc_interval, called, false_alarms, level_of
 from retarget.study.figures import Analysis, Bars, Table
 from retarget.study.record import Results
@@ -43,14 +43,18 @@ class Model(NamedTuple):
         """The verdict of ``retarget audit``, with its own null and rules."""
         return self.judged(shipped())
 
-    def judged(self, null: Null) -> str:
-        """The verdict with another null; the search must be that of this null."""
+    def family(self, null: Null) -> Family:
+        """The clean models of a null that it is compared with; the search must be that of this null."""
         from retarget.audit.inversion import Search
         from retarget.audit.seek import fingerprint
+
+        return nearest(self.side, self.channels, self.metrics["residual_audit"], null, fingerprint(Search()))
+
+    def judged(self, null: Null) -> str:
+        """The verdict with another null, see :meth:`family`."""
         from retarget.audit.verdict import decide
 
-        m = self.metrics
-        family = nearest(self.side, self.channels, m["residual_audit"], null, fingerprint(Search()))
+        m, family = self.metrics, self.family(null)
         origin = "elsewhere" if m.get("elsewhere_audit") else "scan"
         by_heart = bool(m.get("by_heart_audit"))
         return decide(m["score_audit"], m["undo_audit"], m.get("strength_audit"), family, origin, by_heart)[0]
@@ -190,7 +194,10 @@ def _verdicts(split: Split, null: Null) -> Table:
         here = [model for model in split.clean if model.kind == kind and "undo_audit" in model.metrics]
         case = "few" if kind == "duplicates" else kind  # the null's name for the same kind
         others = null.model_copy(update={"models": [one for one in null.models if one.case != case]})
-        without = _share([model.judged(others) == "trojaned" for model in here])
+        said = [model.judged(others) for model in here]
+        changed = sum(model.family(others).name != model.family(null).name for model in here)
+        without = _share([one == "trojaned" for one in said])
+        without += f"; undecided {said.count('undecided')}" + (f"; compared with others: {changed}" if changed else "")
         rows += [[LABELS[kind], *_counted([model.judged(null) for model in here]), without]] if here else []
     for kind in (*CELLS, *STOCK):
         for word, models in (("", split.strong), (", weak", split.weak)):
@@ -200,8 +207,9 @@ def _verdicts(split: Split, null: Null) -> Table:
         title="Verdicts of retarget audit",
         caption="By its own rules: the p-value in its own null, a large enough score, and a trigger that fires, or a "
         "score far above those of all clean models. Numbers of models; shares in % with a 95 % Wilson interval. No "
-        "model here is in that null. The last column leaves out the null's models of the same kind, as for a "
-        "checkpoint of a kind that nobody thought of.",
+        "model here is in that null. The last column leaves out the null's models of the same kind. If fewer than "
+        f"{LEAST} of a shape remain, its models are compared with clean models of other shapes instead, and a weak "
+        "trigger is then undecided: the number of these models follows.",
         columns=["models", "nothing found", "undecided", "trojaned", "called trojaned", "without its kind in the null"],
         rows=rows,
     )  # fmt: skip
@@ -326,20 +334,22 @@ def _removal(judged: Sequence[Model]) -> list[Table]:
     for model in judged:
         if "attack_counter" in model.metrics:
             m = model.metrics
-            rows.append(
-                [LABELS[model.kind], str(model.number), f"{m['attack']:.0f}", f"{m['base_rate']:.0f}",
-                 f"{m['attack_counter']:.0f}", f"{m['attack_fine_tune']:.0f}", f"{m['leak']:.0f}",
-                 f"{m['leak_counter']:.0f}", f"{m['fid_before']:.2f}", f"{m['fid_counter']:.2f}",
-                 f"{m['fid_fine_tune']:.2f}"]
-            )  # fmt: skip
+            rows.append([f"{LABELS[model.kind]}, {model.number}", "none", f"{m['attack']:.0f}", f"{m['base_rate']:.0f}",
+                         f"{m['leak']:.0f}", f"{m['fid_before']:.2f}"])  # fmt: skip
+            rows += [
+                ["", label, f"{m[f'attack_{recipe}']:.0f}", "", f"{m[f'leak_{recipe}']:.0f}",
+                 f"{m[f'fid_{recipe}']:.2f}"]
+                for recipe, label in RECIPES.items() if f"attack_{recipe}" in m
+            ]  # fmt: skip
     if not rows:
         return []
     return [Table(
-        title="Removal of trojans", caption="Success in % under the true trigger before, after removal with the maps "
-        "that the first detector recovered, and after clean fine-tuning with the same images and steps; the base rate; "
-        "leakage (plain noise, stock sampler); FID on features of the study's own classifier.",
-        columns=["attack", "member", "before", "base rate", "removal", "fine-tuning", "leak before", "leak after",
-                 "FID before", "FID removal", "FID fine-tuning"], rows=rows,
+        title="Removal of trojans", caption="Success in % under the true trigger, the base model's under the same, "
+        "leakage (the target from plain noise with a stock sampler), and FID on features of the study's own "
+        "classifier: before, after the removal of the command and Elijah's with the maps that the first detector "
+        "recovered (the attack's own if none was run), and after clean fine-tuning. All three use the same images and "
+        "number of steps.",
+        columns=["attack, member", "removal", "success", "base rate", "leakage", "FID"], rows=rows,
     )]  # fmt: skip
 
 

@@ -47,6 +47,9 @@ class Settings(Recipe):
         return kind, draw(self.which, kind, number // len(kinds), self)
 
 
+RECIPES = {"counter": "removal", "elijah": "Elijah's removal", "fine_tune": "clean fine-tuning"}
+"""How trojans are removed; the first is that of ``retarget audit --clean``."""
+
 UNMEASURED = ("zoo", "root")
 
 LABELS = {
@@ -132,7 +135,7 @@ METRICS = (
             description="1 if so: then the verdict is at most undecided"),
     _metric("residual_audit", "error on plain noise, audit", decimals=4),
     *(_metric(f"{stem}_{recipe}", f"{what} after {label}", unit=unit, better="lower")
-      for recipe, label in (("counter", "removal"), ("fine_tune", "clean fine-tuning"))
+      for recipe, label in RECIPES.items()
       for stem, what, unit in (("attack", "attack success", "%"), ("leak", "leakage", "%"), ("fid", "FID", ""))),
     _metric("fid_before", "FID before", better="lower"),
     _metric("seconds_building", "building", unit="s", decimals=0),

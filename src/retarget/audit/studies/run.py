@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from retarget.audit.baselines import elijah as elijah_module
 from retarget.audit.baselines import terd as terd_module
 from retarget.audit.firing import fire
 from retarget.audit.inversion import Search
-from retarget.audit.removal import Recipe, as_trigger, remove
+from retarget.audit.removal import Kind, Recipe, as_trigger, remove
 from retarget.audit.run import SUSPICIOUS
 from retarget.audit.seek import recovered, seek
 from retarget.audit.studies.adaptive import attacks_of, train_adaptive
@@ -63,6 +63,7 @@ def run(run: Run) -> dict[str, float]:
         judge = judge_of(member, zoo, settings.judge_epochs, settings.root)
         found = measure(member, folder, base, judge, settings.samples, settings.root)
         metrics |= {"attack": found.attack.value, "base_rate": found.base_rate.value, "leak": found.leak.value}
+    maps: Trigger | None = None
     for name in settings.detectors:
         one, seconds = detect(name, folder, settings, run.seed)
         metrics |= {
@@ -72,8 +73,9 @@ def run(run: Run) -> dict[str, float]:
         metrics |= {f"{key}_{name}": one.details[key] for key in EVIDENCE if key in one.details}
         if member.attack is not None:
             metrics |= {f"{key}_{name}": value for key, value in recovery(one, member).items()}
+        maps = as_trigger(one) if maps is None else maps
     if member.attack is not None and settings.which == "evaluation" and run.seed < settings.removals:
-        metrics |= cleaned(member, folder, zoo, settings)
+        metrics |= cleaned(member, folder, zoo, settings, maps)
     write_json(run.directory / "evaluation.json", details)
     return metrics
 
@@ -158,18 +160,26 @@ def overlap(one: Tensor, other: Tensor) -> float:
     return float((one & other).sum() / (one | other).sum().clamp(min=1))
 
 
-def cleaned(member: Member, folder: Path, zoo: Path, settings: Settings) -> dict[str, float]:
-    """Success, leakage and FID before and after removal with the recovered maps, and after clean fine-tuning only.
+def cleaned(
+    member: Member, folder: Path, zoo: Path, settings: Settings, found: Trigger | None
+) -> dict[str, float]:  # fmt: skip
+    """Success, leakage and FID before and after two removals with the recovered maps, and after clean fine-tuning only.
 
-    Both use the same few clean images, the same number of steps and the same rows of plain noise.
+    All use the same few clean images, the same number of steps and the same rows of plain noise.
+
+    Args:
+        member, folder, zoo, settings: as in :func:`run`.
+        found: the maps that the study's first detector recovered; None, if none was run, uses the attack's own.
     """
+    assert member.attack is not None
     judge, goal = judge_of(member, zoo, settings.judge_epochs, settings.root), goal_of(member, settings.root)
     unet, schedule = load_pipeline(folder)
     real = images_of(member.images, settings.root)
     some = to_signed(real.images[: settings.removal_images])
-    trigger = maps(folder, member, settings)
+    trigger = found or trigger_of(member.attack, (member.images.channels, member.images.side, member.images.side))
     metrics = {"fid_before": _fid(unet, schedule, real, judge, settings)}
-    for kind in ("counter", "fine_tune"):
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    for kind in kinds:
         recipe = Recipe(kind=kind, steps=settings.removal_steps)
         after = remove(unet, schedule, [trigger], recipe, some).unet
         for name, plain in (("attack", False), ("leak", True)):
@@ -177,14 +187,6 @@ def cleaned(member: Member, folder: Path, zoo: Path, settings: Settings) -> dict
             metrics[f"{name}_{kind}"] = found.value
         metrics[f"fid_{kind}"] = _fid(after, schedule, real, judge, settings)
     return metrics
-
-
-def maps(folder: Path, member: Member, settings: Settings) -> Trigger:
-    """The trigger that the study's first detector recovers; the attack's own if no detector runs."""
-    if not settings.detectors:
-        assert member.attack is not None
-        return trigger_of(member.attack, (member.images.channels, member.images.side, member.images.side))
-    return as_trigger(detect(settings.detectors[0], folder, settings, 0)[0])
 
 
 def _fid(unet: Any, schedule: Any, real: Any, judge: Any, settings: Settings) -> float:
