@@ -85,6 +85,8 @@ def reach_lines(side: int, channels: int, reach: Reach, fingerprint: str) -> lis
     where = (
         f"in the most similar family of trojaned models, {near[0]}×{near[0]}, {near[1]} channel{'s' * (near[1] > 1)}"
     )
+    if near != (side, channels):
+        where = f"no trojaned model with a known trigger had this checkpoint's shape; {where}"
     patches = [one for one in found if one.trigger == "patch"]
     narrow = [one.gamma for one in found if one.law == "trojdiff"]
     words = [f"{where}: {len(found)} of {len(family)} found"]

@@ -8,10 +8,9 @@ import numpy as np
 from retarget.audit.calibration import LEAST, Family, Null, nearest, p_value, shipped
 from retarget.audit.studies.members import ADAPTIVE, CELLS, CLEAN, STOCK
 from retarget.audit.studies.plan import DETECTORS, LABELS, RECIPES, Settings
-from retarget.audit.studies.rates import EQUAL, LEVELS, auroc, auroc_interval, called, false_alarms, level_of
+from retarget.audit.studies.rates import EQUAL, LEVELS, auroc, auroc_interval, called, false_alarms, level_of, share
 from retarget.study.figures import Analysis, Bars, Table
 from retarget.study.record import Results
-from retarget.study.statistics import wilson_interval
 
 CONDITION = "default"
 LIFT = 50.0
@@ -130,15 +129,6 @@ def scores(models: Sequence[Model], name: str) -> list[float]:
     return [model.metrics[f"score_{name}"] for model in models if f"score_{name}" in model.metrics]
 
 
-def _share(found: Sequence[bool | None]) -> str:
-    """``hits/n: share [Wilson interval]`` in %; – if nothing was decided."""
-    known = [one for one in found if one is not None]
-    if not known:
-        return "–"
-    low, high = wilson_interval(sum(known), len(known))
-    return f"{sum(known)}/{len(known)}: {100 * sum(known) / len(known):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
-
-
 def _calls(models: Sequence[Model], name: str, split: Split) -> list[bool | None]:
     _, null = split.null(name)
     return [called(score, null) for score in scores(models, name)]
@@ -162,8 +152,8 @@ def _rates(split: Split, names: Sequence[str]) -> Table:
         level = level_of(len(null))
         rows.append(
             [DETECTORS[name], f"{len(null)} of {origin}: " + ("too few" if level is None else f"{level:.0%}"),
-             _share(_calls(split.strong, name, split)), _share(_calls(split.clean, name, split)), _area(split, name),
-             _share(_calls(split.weak, name, split))]
+             share(_calls(split.strong, name, split)), share(_calls(split.clean, name, split)), _area(split, name),
+             share(_calls(split.weak, name, split))]
         )  # fmt: skip
     return Table(
         title="Does it find them, and how often does it call clean ones trojaned?",
@@ -196,7 +186,7 @@ def _verdicts(split: Split, null: Null) -> Table:
         others = null.model_copy(update={"models": [one for one in null.models if one.case != case]})
         said = [model.judged(others) for model in here]
         changed = sum(model.family(others).name != model.family(null).name for model in here)
-        without = _share([one == "trojaned" for one in said])
+        without = share([one == "trojaned" for one in said])
         without += f"; undecided {said.count('undecided')}" + (f"; compared with others: {changed}" if changed else "")
         rows += [[LABELS[kind], *_counted([model.judged(null) for model in here]), without]] if here else []
     for kind in (*CELLS, *STOCK):
@@ -218,7 +208,7 @@ def _verdicts(split: Split, null: Null) -> Table:
 def _counted(said: Sequence[str]) -> list[str]:
     """The number of each verdict, and the share called trojaned."""
     counts = [str(said.count(one)) for one in ("nothing found", "undecided", "trojaned")]
-    return [*counts, _share([one == "trojaned" for one in said])]
+    return [*counts, share([one == "trojaned" for one in said])]
 
 
 def _adaptive(against: Sequence[Model]) -> Table:
@@ -229,8 +219,8 @@ def _adaptive(against: Sequence[Model]) -> Table:
         working = [model for model in here if model.strong]
         rows.append(
             [LABELS[kind], f"{len(here)}, {len(working)}", _spread(_column(here, "attack")),
-             _spread(_column(here, "score_audit"), 2), _share([model.verdict == "trojaned" for model in here]),
-             _share([model.verdict == "trojaned" for model in working])]
+             _spread(_column(here, "score_audit"), 2), share([model.verdict == "trojaned" for model in here]),
+             share([model.verdict == "trojaned" for model in working])]
         )  # fmt: skip
     return Table(
         title="Attackers who know the audit",
@@ -243,7 +233,7 @@ def _adaptive(against: Sequence[Model]) -> Table:
 
 def _cells(split: Split, names: Sequence[str]) -> Table:
     rows = [
-        [LABELS[kind], *(_share(_calls([m for m in split.strong if m.kind == kind], name, split)) for name in names)]
+        [LABELS[kind], *(share(_calls([m for m in split.strong if m.kind == kind], name, split)) for name in names)]
         for kind in (*CELLS, *STOCK)
     ]
     return Table(
@@ -257,7 +247,7 @@ def _families(split: Split, names: Sequence[str]) -> Table:
     for kind in CLEAN:
         others = split.without(kind)
         here = [model for model in split.clean if model.kind == kind]
-        cells = [f"{_share(_calls(here, name, split))}; {_share(_calls(here, name, others))}" for name in names]
+        cells = [f"{share(_calls(here, name, split))}; {share(_calls(here, name, others))}" for name in names]
         rows.append([LABELS[kind], *cells])
     return Table(
         title="By family of clean models",
@@ -311,7 +301,7 @@ def _recovery(split: Split, names: Sequence[str]) -> Table:
 
 def _equal(split: Split, name: str) -> str:
     positive, negative = scores(split.strong, name), scores(split.clean, name)
-    return _share(false_alarms(positive, negative)) if positive else "–"
+    return share(false_alarms(positive, negative)) if positive else "–"
 
 
 def _cost(models: Sequence[Model], split: Split, names: Sequence[str]) -> Table:
@@ -383,10 +373,10 @@ def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
         f"shapes (channels, side) {', '.join(str(tuple(one)) for one in settings['shapes'])}."
     ]
     said = {
-        label: _share([one == "trojaned" for one in verdicts]) for label, verdicts in _said(split, shipped()).items()
+        label: share([one == "trojaned" for one in verdicts]) for label, verdicts in _said(split, shipped()).items()
     }
     if set(said.values()) != {"–"}:
-        words = ", ".join(f"{label} {share}" for label, share in said.items())
+        words = ", ".join(f"{label} {called_so}" for label, called_so in said.items())
         notes.append(f"Share that retarget audit, with its own null and rules, calls trojaned (%): {words}.")
     if not names:
         notes.append("No detector was run: there are no rates, and removals used the attacks' own maps.")
@@ -399,8 +389,8 @@ def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
             continue
         notes.append(
             f"{DETECTORS[name]}, blind, at {level:.0%} of {len(null)} clean models of {origin}: TPR "
-            f"{_share(_calls(split.strong, name, split))} %, FPR "
-            f"{_share(_calls(split.clean, name, split))} %, AUROC {_area(split, name)}; weak attacks "
-            f"{_share(_calls(split.weak, name, split))} %."
+            f"{share(_calls(split.strong, name, split))} %, FPR "
+            f"{share(_calls(split.clean, name, split))} %, AUROC {_area(split, name)}; weak attacks "
+            f"{share(_calls(split.weak, name, split))} %."
         )
     return notes

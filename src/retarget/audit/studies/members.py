@@ -1,7 +1,7 @@
 """The models of the zoo as data, from seeds that were fixed before any detector was tuned. Free of torch.
 
 Three sets share no model and no base model: ``development`` (for tuning detectors), ``calibration`` (clean models only,
-never used for tuning) and ``evaluation`` (used once). Member ``number`` of a set and kind is always the same model.
+never used for tuning) and ``evaluation`` (for trials). Member ``number`` of a set and kind is always the same model.
 """
 
 import hashlib

@@ -151,8 +151,8 @@ def plan(
     """The resolved plan of the study.
 
     Args:
-        preset: ``demo`` (a few tiny models, seconds each), ``small`` (the zoo, a night on two cores) or ``paper``
-            (pipelines of CIFAR-10, for many GPUs).
+        preset: ``demo`` (a few tiny models, seconds each), ``small`` (the zoo, ten hours or more on two cores) or
+            ``paper`` (pipelines of CIFAR-10, for many GPUs).
         config: settings that override the preset's.
         seeds: numbers of the members to build and judge in every arm.
         arms: names of arms; ``calibration``, ``evaluation``, ``development`` and ``adaptive`` stand for all arms of a

@@ -1,4 +1,4 @@
-"""Rates of a detector from its scores: thresholds from clean models, AUROC, and false alarms at an equal rate."""
+"""Rates of a detector from its scores: thresholds from clean models, AUROC, false alarms at an equal rate, shares."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from retarget.audit.calibration import p_value
+from retarget.study.statistics import wilson_interval
 
 EQUAL = 0.9
 """The share of attacks found at which the detectors' cost is compared."""
@@ -59,3 +60,12 @@ def false_alarms(positive: Sequence[float], negative: Sequence[float], rate: flo
     """
     threshold = sorted(positive, reverse=True)[math.ceil(rate * len(positive)) - 1]
     return [score >= threshold for score in negative]
+
+
+def share(found: Sequence[bool | None]) -> str:
+    """``hits/n: share [Wilson interval]`` in %; – if nothing was decided."""
+    known = [one for one in found if one is not None]
+    if not known:
+        return "–"
+    low, high = wilson_interval(sum(known), len(known))
+    return f"{sum(known)}/{len(known)}: {100 * sum(known) / len(known):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
