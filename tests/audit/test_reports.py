@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,24 @@ def test_names_in_a_checkpoint_control_neither_terminal_nor_page(odd, tmp_path, 
     assert r"the network is \x1b[2K\rNOTHING FOUND.x" in said.out
     (one,) = json.loads((tmp_path / "out" / "audit.json").read_text())["audits"]
     assert "a\x1b[2K\u202e\nb.py" in one["files"], "data are not changed"
+
+
+def test_fingerprints_of_findings_change_with_what_was_audited_and_not_with_other_files(untrained, tmp_path):
+    pipeline = shutil.copytree(untrained, tmp_path / "pipeline")
+
+    def fingerprints(name):
+        assert main(["audit", str(pipeline), "--out", str(tmp_path / name)]) == 3
+        (run,) = json.loads((tmp_path / name / "audit.sarif").read_text())["runs"]
+        return {one["ruleId"]: one["partialFingerprints"] for one in run["results"]}
+
+    first = fingerprints("first")
+    assert set(first) == {"RT002", "RT105"}
+    (pipeline / "README.md").write_text("A new text.")
+    assert fingerprints("text") == first
+    config = pipeline / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text() + "\n")
+    later = fingerprints("scheduler")
+    assert all(later[rule] != first[rule] for rule in first)
 
 
 def test_a_verdict_that_cannot_be_printed_is_still_the_exit_code(untrained, tmp_path, monkeypatch, capsys):

@@ -1,7 +1,7 @@
 """Audits as SARIF 2.1.0, for code scanning: rules with MITRE ATLAS ids, fingerprints and file hashes."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -71,7 +71,7 @@ def _verdict(outcome: Outcome) -> list[Finding]:
 
 def _result(finding: Finding, outcome: Outcome, number: int) -> dict[str, Any]:
     rule = RULES[finding.rule]
-    content = outcome.files.get(finding.file) or _hash(*sorted(f"{k} {v}" for k, v in outcome.files.items()))
+    content = outcome.files.get(finding.file) or _hash(*_audited(outcome.files))
     uri = quote(outcome.pipeline if finding.file == "." else f"{outcome.pipeline}/{finding.file}")
     return {
         "ruleId": rule.id,
@@ -80,9 +80,14 @@ def _result(finding: Finding, outcome: Outcome, number: int) -> dict[str, Any]:
         "kind": "informational" if finding.level == "note" else "fail",
         "message": {"text": finding.message},
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri}}}],
-        "partialFingerprints": {"ruleAndContent/v1": _hash(rule.id, finding.file, content)},
+        "partialFingerprints": {"ruleAndContent/v2": _hash(rule.id, finding.file, content)},
         "properties": {"atlas": list(rule.atlas), "verdict": outcome.verdict},
     }
+
+
+def _audited(files: Mapping[str, str]) -> list[str]:
+    """Weights and configurations with their hashes: a finding on the pipeline stays the same while these do."""
+    return sorted(f"{name} {value}" for name, value in files.items() if name.endswith((".safetensors", ".json")))
 
 
 def _hash(*parts: str) -> str:
