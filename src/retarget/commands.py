@@ -302,7 +302,7 @@ def judge(words: list[str]) -> int:
 
     page = build([given.out])
     _print_verdicts(summary, found.plan)
-    for doubt in (*unpaired(found.plan, found.values, elsewhere=True), *found.doubts):
+    for doubt in (*unpaired(found.plan, found.values, found.failed), *found.doubts):
         print(f"note: {doubt}")
     print(page)
     return 0
@@ -405,7 +405,8 @@ def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
         where = f"{conditions.get(name, name) if name else 'over several conditions'}: " if several else ""
         line = f"{claim['verdict']:<20} {where}{claim['sentence']}"
         if claim["verdict"] == "not measured":
-            line += f" ({claim['reason'] or 'no seed has the values of all its arms'})"
+            on = " on every set" if claim["across"] else ""
+            line += f" ({claim['reason'] or f'no seed has the values of all its arms{on}'})"
         if claim["estimate"] is not None:
             low, high = claim["interval"] or (None, None)
             spread = "" if low is None else f" [{low:+.4g}, {high:+.4g}]"

@@ -173,7 +173,7 @@ def test_values_that_were_replaced_are_told(tmp_path):
 def test_seeds_that_only_another_arm_has_are_no_failed_runs():
     claims = (Claim.model_validate({**CLAIM, "arms": ("new",), "against": 50.0}),)
     found = arrange(runs("old", [50.1] * 6) + runs("new", [50.9, 51.3, 51.0]), Asked(claims=claims))
-    assert unpaired(found.plan, found.values, elsewhere=True) == []
+    assert unpaired(found.plan, found.values, found.failed) == []
     assert len(unpaired(found.plan, found.values)) == 1
 
 

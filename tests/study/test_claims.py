@@ -235,7 +235,7 @@ def test_the_shown_metric_stands_beside_and_decides_nothing():
     arms = {"treated": {"acc": lifted(1), "loss": lifted(-3)}, "control": {"acc": CONTROL, "loss": CONTROL}}
     both = verdicts([claim(shown="loss")], arms, items={"c": (0.5, 1.5)})[0]
     plain = verdicts([claim()], arms)[0]
-    assert both["shown"]["metric"] == "loss"
+    assert (both["shown"]["metric"], both["shown"]["n"]) == ("loss", len(CONTROL))
     assert both["shown"]["estimate"] == pytest.approx(-3, abs=0.1)
     low, high = both["shown"]["interval"]
     assert low < both["shown"]["estimate"] < high
@@ -243,7 +243,7 @@ def test_the_shown_metric_stands_beside_and_decides_nothing():
     assert plain["item_interval"] is plain["shown"] is None
     assert {**both, "shown": None, "item_interval": None} == plain
     missing = verdicts([claim(shown="f1")], arms)[0]
-    assert missing["shown"] == {"metric": "f1", "value": False, "estimate": None, "interval": None}
+    assert missing["shown"] == {"metric": "f1", "n": None, "value": False, "estimate": None, "interval": None}
 
 
 def test_beside_a_constant_stands_the_shown_metric_s_own_value():

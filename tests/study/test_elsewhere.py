@@ -285,6 +285,18 @@ def test_a_score_that_is_not_finite_is_named(tmp_path):
         read_lm_eval([tmp_path / "a", tmp_path / "b"])
 
 
+def test_documents_without_a_value_are_refused_unless_none_has_one(tmp_path):
+    for name in "ab":
+        samples(tmp_path / name, "arc", [1, 0, 1])
+    path = next((tmp_path / "b").iterdir())
+    path.write_text(path.read_text().replace('"exact_match": 0.0', '"exact_match": null, "other": null'))
+    with pytest.raises(UserError, match=r"line 2: document 1 of arc has no value for exact_match, while others have"):
+        read_lm_eval([tmp_path / "a", tmp_path / "b"])
+    samples(tmp_path / "b", "arc", [1, 0, 1])
+    path.write_text(path.read_text().replace('["exact_match"]', '["exact_match", "other"]'))
+    assert {row.metric for row in read_lm_eval([tmp_path / "a", tmp_path / "b"])} == {"exact_match"}
+
+
 def test_lm_eval_documents_that_differ_are_not_paired(tmp_path):
     samples(tmp_path / "a", "arc", [1, 0])
     samples(tmp_path / "b", "arc", [1, 0], hashes={1: "another"})

@@ -257,7 +257,9 @@ def _beside(claim: ClaimResult, metrics: Mapping[str, Metric], metric: Metric, i
                 amount = f"{words.number(shown.estimate, decimals)} {other.unit}".strip()
             else:
                 amount = _amount(shown.estimate, decimals, other.unit)
-            parts.append(f"{other.label} {amount}{bounds}")
+            fewer = shown.n is not None and claim.about != "models" and shown.n != claim.n
+            over = f", over {shown.n} seed{'s' * (shown.n != 1)}" if fewer else ""
+            parts.append(f"{other.label} {amount}{bounds}{over}")
     return f"Decides nothing: {'; '.join(parts)}" if parts else ""
 
 

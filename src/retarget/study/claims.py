@@ -246,7 +246,7 @@ class _Writer:
             interval = metric.possible(*interval, 0.0 if alone else None)
         scale = max(abs(one) for one in (*treated, *control) if one is not None)
         estimate = settled(sum(differences) / len(differences), scale)
-        return Shown(metric=name, value=alone, estimate=estimate, interval=interval)
+        return Shown(metric=name, value=alone, estimate=estimate, interval=interval, n=len(differences))
 
     def _possible(self, claim: Claim, name: str, interval: Sequence[float]) -> tuple[float, float]:
         low, high = interval

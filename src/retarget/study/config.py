@@ -282,6 +282,10 @@ class StudyPlan(Strict):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what} listed twice: {', '.join(twice)}")
+        for claim in self.claims:
+            if len(set(claim.conditions)) < len(claim.conditions):
+                names = ", ".join(claim.conditions)
+                raise ValueError(f"claim {claim.id!r} is across conditions of which one is listed twice: {names}")
         return self
 
     @model_validator(mode="after")

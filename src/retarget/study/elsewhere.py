@@ -41,12 +41,16 @@ class Asked(Strict):
 
 @dataclass
 class Elsewhere:
-    """Everything that is needed to judge: a plan, its values by seed, and its items; and doubts about the claims."""
+    """Everything that is needed to judge: a plan, its values by seed, and its items; and doubts about the claims.
+
+    ``failed`` has the seeds whose value was left empty, by condition, arm and metric.
+    """
 
     plan: StudyPlan
     values: dict[str, dict[str, dict[str, list[float | None]]]] = field(default_factory=dict)
     items: dict[str, Items] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
+    failed: dict[Place, list[int]] = field(default_factory=dict)
 
 
 def read_claims(path: Path) -> Asked:
@@ -127,7 +131,7 @@ def arrange(rows: Sequence[Row], asked: Asked) -> Elsewhere:
     for metric in plan.metrics:
         table.refuse_outside(metric)
     values = table.values()
-    found = Elsewhere(plan, values, doubts=doubts(asked.claims, asked.metrics, values))
+    found = Elsewhere(plan, values, doubts=doubts(asked.claims, asked.metrics, values), failed=table.failed())
     for claim in plan.claims:
         for condition in plan.conditions_of(claim):
             table.refuse_gaps(condition, claim.metric, claim.arms)
@@ -227,6 +231,12 @@ class _Table:
             ]
             found.setdefault(condition, {}).setdefault(arm, {})[metric] = values
         return found
+
+    def failed(self) -> dict[Place, list[int]]:
+        """The seeds of whole runs without a value, which are there because a run failed."""
+        return {
+            place: [seed for seed, row in runs.items() if row.value is None] for place, runs in self.runs.items()
+        }  # fmt: skip
 
     def rows(self, metric: str) -> Iterator[Row]:
         """All rows of a metric."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
 
 from retarget.study.items import Groups, Items, PairedCounts, Resampled, Shares, mcnemar, newcombe_bound
-from retarget.study.statistics import RELATIVE_NOISE, mean_and_sd, settled, t_quantile, t_tail
+from retarget.study.statistics import RELATIVE_NOISE, SINGLE, mean_and_sd, settled, t_quantile, t_tail
 
 
 class Evidence(Protocol):
@@ -342,6 +342,8 @@ def over_seeds(good: Sequence[float], scale: float, what: str = "seed") -> Sprea
         if abs(mean) <= noise:
             reason = "the differences are below a millionth of the values, too small to be told from rounding"
             return Undecided(mean, len(good), reason)
+        if max(good) - min(good) <= SINGLE * scale:
+            return Undecided(mean, len(good), f"the difference is the same on every {what}, up to rounding", known=True)
     return Spread(mean, max(sd, noise), len(good))
 
 

@@ -28,12 +28,16 @@ def read_lm_eval(folders: Sequence[Path]) -> list[Row]:
         raise UserError(f"--lm-eval names arms after folders, but {_names(folders)} share a name: rename one")
     rows: list[Row] = []
     texts: dict[tuple[str, str], tuple[str, str]] = {}
+    empty: dict[tuple[str, str], str] = {}
     for folder in folders:
         for task, path in sorted(_latest(folder).items()):
             for where, sample in _lines(path):
-                rows += _rows(where, folder.resolve().name, task, sample, texts)
+                rows += _rows(where, folder.resolve().name, task, sample, texts, empty)
     if not rows:
         raise UserError(f"{_names(folders)}: the logged samples have no numeric metric")
+    for task, metric in dict.fromkeys((row.condition, row.metric) for row in rows):
+        if (task, metric) in empty:
+            raise UserError(f"{empty[task, metric]}, while others have one: it cannot be compared")
     return rows
 
 
@@ -83,8 +87,9 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _rows(
-    where: str, arm: str, task: str, sample: dict[str, Any], texts: dict[tuple[str, str], tuple[str, str]]
-) -> Iterator[Row]:
+    where: str, arm: str, task: str, sample: dict[str, Any], texts: dict[tuple[str, str], tuple[str, str]],
+    empty: dict[tuple[str, str], str],
+) -> Iterator[Row]:  # fmt: skip
     item, text = str(sample["doc_id"]), str(sample.get("doc_hash", ""))
     known = texts.setdefault((task, item), (text, arm))
     if known[0] != text:
@@ -92,10 +97,12 @@ def _rows(
     chosen = sample.get("filter", "none")
     for name in sample["metrics"]:
         value = sample.get(name)
-        if isinstance(value, bool | int | float):
+        metric = name if chosen == "none" else f"{name},{chosen}"
+        if value is None:
+            empty.setdefault((task, metric), f"{where}: document {item} of {task} has no value for {name}")
+        elif isinstance(value, bool | int | float):
             if not math.isfinite(value):
                 raise UserError(f"{where}: document {item} of {task} has {name} = {value}: it cannot be compared")
-            metric = name if chosen == "none" else f"{name},{chosen}"
             yield Row(where, task, arm, metric, float(value), None, item, None)
 
 

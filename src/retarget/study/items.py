@@ -9,7 +9,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt
 
 from retarget.errors import UserError
 from retarget.settings import Strict
-from retarget.study.statistics import FEWEST_ITEMS
+from retarget.study.statistics import FEWEST_ITEMS, RELATIVE_NOISE
 
 
 class PairedCounts(Strict):
@@ -60,7 +60,9 @@ class Resampled(Strict):
 
 
 class Groups(Strict):
-    """Groups of items (documents, subjects) that are too few for the bootstrap and are judged by a t test over groups.
+    """Groups of items (documents, subjects) that are too few for the bootstrap, and are judged by a t test over groups.
+
+    So are items, or groups of any number, of which all but a few have the same difference.
 
     Attributes:
         estimate: the mean over items of treated - control.
@@ -152,7 +154,7 @@ def paired_items(
 
     Binary items (all 0 or 1, or all 0 or 100) without groups are counted; for other values the bootstrap is
     studentised, since a percentile interval of skewed differences is too narrow, and groups are resampled whole. Fewer
-    than ``FEWEST_ITEMS`` groups get a t test over groups.
+    than ``FEWEST_ITEMS`` groups get a t test over groups, and so does a difference that all but a few items share.
 
     Args:
         treated, control: [N], value of each item; entry i of both is the same item.
@@ -190,6 +192,8 @@ def paired_items(
     if len(sums) < FEWEST_ITEMS:
         error, freedom = _over_groups(sums, sizes)
         return Groups(estimate=estimate, error=error, freedom=freedom, groups=len(sums), items=items)
+    if few := _few(sums, sizes, float(np.abs([t, c]).max())):
+        return Groups(estimate=estimate, error=few[0], freedom=few[1], groups=len(sums), items=items)
     draws = _resample(sums, sizes, resamples, np.random.default_rng(seed))
     return Resampled(draws=draws, estimate=estimate, items=items)
 
@@ -210,6 +214,29 @@ def _over_groups(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     covariance /= np.sqrt(np.outer(factor, factor))
     freedom = float(np.trace(covariance) ** 2 / (covariance**2).sum())
     return math.sqrt(float((residuals**2 / factor).sum())), freedom
+
+
+_FEW = 20
+"""Fewer units than this that differ from the others are too few for a bootstrap: its resamples have hardly any."""
+
+
+def _few(sums: np.ndarray, sizes: np.ndarray, largest: float) -> tuple[float, float] | None:
+    """Standard error and degrees of freedom if all but a few units have the same difference; otherwise None.
+
+    For the error two units are added, one of each sign, as Agresti and Min (2005) do for pairs of binary items. They
+    are as large as the ``largest`` absolute value of an item: a large loss may be too rare to be among the few. There
+    are as many degrees of freedom as units that differ. If none differs, there is no spread at all.
+    """
+    each = sums / sizes
+    values, counts = np.unique(each, return_counts=True)
+    rest = sums - sizes * values[counts.argmax()]
+    rest[np.abs(rest) <= RELATIVE_NOISE * np.abs(sums).max()] = 0.0
+    differing = np.count_nonzero(rest)
+    if not 0 < differing < _FEW:
+        return None
+    centred = rest - sizes * (rest.sum() / sizes.sum())
+    added = max(float(np.abs(rest).max()), largest * float(sizes.mean()))
+    return math.sqrt(float((centred**2).sum()) + 2 * added**2) / float(sizes.sum()), float(differing)
 
 
 _LEAST_ERROR = 0.1

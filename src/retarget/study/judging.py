@@ -44,7 +44,7 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
         judged_by = rules_hash(plan)
         hashes = [one for one in before if one != judged_by]
         filled = filled_later(earlier, found.values) if again else ""
-        notes = [unplanned_looks(plan, looks), filled, *found.doubts, *unpaired(plan, found.values, elsewhere=True)]
+        notes = [unplanned_looks(plan, looks), filled, *found.doubts, *unpaired(plan, found.values, found.failed)]
         if hashes:
             notes.append(
                 "Other claims, metrics, levels or looks have been judged in this directory before, but the error rates "

@@ -26,9 +26,11 @@ class Shown(Tolerant):
 
     Attributes:
         value: the estimate is the arm's own value: the claim compares the arm with a constant of another metric.
+        n: number of seeds that it is over; None in results of earlier versions.
     """
 
     metric: str
+    n: int | None = None
     value: bool = False
     estimate: float | None = None
     interval: tuple[float, float] | None = None

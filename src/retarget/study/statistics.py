@@ -11,6 +11,9 @@ from retarget.errors import UserError
 
 RELATIVE_NOISE = 1e-6
 """A spread of differences below this share of the compared values is taken for rounding error."""
+SINGLE = 2.0**-22
+"""Differences of values in single precision are the same if they differ by no more than this share of the values: each
+value is off by up to 2^-24 of itself."""
 ROUNDING = 1e-12
 """A difference below this share of the compared values is rounding error, and is 0."""
 FEWEST_ITEMS = 100

@@ -183,12 +183,20 @@ def judged_otherwise(before: Mapping[str, Any], summary: Mapping[str, Any], valu
     )
 
 
-def unpaired(plan: StudyPlan, values: measured.Values, elsewhere: bool = False) -> list[str]:
-    """For each claim by seeds, the seeds on which only one arm has a value: the verdict is about the others.
+def unpaired(
+    plan: StudyPlan, values: measured.Values, failed: Mapping[tuple[str, str, str], Collection[int]] | None = None
+) -> list[str]:
+    """For each claim by seeds, the seeds on which an arm has no value: the verdict is about the others.
 
     Args:
-        elsewhere: not every arm was meant to have every seed, so that one of an arm alone may never have been run.
+        failed: of runs made elsewhere, the seeds whose value was left empty, by (condition, arm, metric): not every arm
+            was meant to have every seed, so that another one may never have been run. None if every arm was.
     """
+
+    def is_lost(place: tuple[str, str, str], seed: int, at: int, row: Sequence[float | None]) -> bool:
+        alone = seed in failed.get(place, ()) if failed is not None else len(row) == 1
+        return row[at] is None and (alone or any(value is not None for value in row))
+
     lines = []
     several = len(plan.conditions) > 1
     for claim, condition in [(one, name) for one in plan.claims for name in plan.conditions_of(one)]:
@@ -197,11 +205,8 @@ def unpaired(plan: StudyPlan, values: measured.Values, elsewhere: bool = False) 
         sides = [values.get(condition, {}).get(arm, {}).get(claim.metric, []) for arm in claim.arms]
         rows = list(zip(plan.seeds, *sides, strict=True)) if all(sides) else []
         for at, arm in enumerate(claim.arms):
-            lost = [
-                seed
-                for seed, *row in rows
-                if row[at] is None and ((len(row) == 1 and not elsewhere) or any(v is not None for v in row))
-            ]
+            place = (condition, arm, claim.metric)
+            lost = [seed for seed, *row in rows if is_lost(place, seed, at, row)]
             label = next((one.label for one in plan.arms if one.name == arm), arm)
             if rows and all(row[at] is None for _, *row in rows):
                 lines.append(f"{label} has no {claim.metric} on any seed{where}: no claim on it is measured.")
@@ -211,7 +216,32 @@ def unpaired(plan: StudyPlan, values: measured.Values, elsewhere: bool = False) 
                     f"{', '.join(map(str, lost))}{where}: the verdict is about the other seeds, and it is biased if it "
                     "depends on the arm which runs fail."
                 )
-    return list(dict.fromkeys(lines))
+    return list(dict.fromkeys([*lines, *_unshared(plan, values)]))
+
+
+def _unshared(plan: StudyPlan, values: measured.Values) -> Iterator[str]:
+    """For each claim about the average over sets, the seeds that only some sets have: the average is of the others."""
+    for claim in plan.claims:
+        if claim.across != "average":
+            continue
+        complete = []
+        for condition in plan.conditions_of(claim):
+            sides = [values.get(condition, {}).get(arm, {}).get(claim.metric, []) for arm in claim.arms]
+            rows = list(zip(plan.seeds, *sides, strict=True)) if all(sides) else []
+            complete.append({seed for seed, *row in rows if None not in row})
+        if not all(complete):
+            continue
+        shared, all_seeds = set.intersection(*complete), set.union(*complete)
+        some = ", ".join(str(seed) for seed in plan.seeds if seed in all_seeds - shared)
+        remedy = "run the same seeds on every set, or set across to new, which takes each set's own mean"
+        if not shared:
+            yield f"Claim {claim.id} averages the sets seed by seed, and no seed is on all of them: {remedy}."
+        elif some:
+            both = ", ".join(str(seed) for seed in plan.seeds if seed in shared)
+            yield (
+                f"Claim {claim.id} averages the sets seed by seed: its verdict is about {both} only, since "
+                f"{some} are not on every set. To use all, {remedy}."
+            )
 
 
 def _then_and_now(
