@@ -55,7 +55,7 @@ def _batches(shape: tuple[int, int, int], count: int = BATCH, pairs: int = 8) ->
 
 
 def _one_audit(smallest: bool) -> dict[str, Any]:
-    """Seconds for the demo's clean model on two threads, reports included."""
+    """Seconds for the demo's clean model on two threads, with its pictures."""
     torch.set_num_threads(2)
     model = BASE.model_copy(update={"steps": 20}) if smallest else BASE
     search = Search(screen=64, maps=2, first=1, steps=1, keep=1, fresh=4, symmetric=2) if smallest else Search()
@@ -68,7 +68,7 @@ def _one_audit(smallest: bool) -> dict[str, Any]:
 
 
 def _against_terd() -> dict[str, Any]:
-    """Network evaluations that an audit of CIFAR-10's images is expected to need, over those of TERD as published.
+    """Network evaluations that a search in CIFAR-10's images is expected to need, over those of TERD as published.
 
     TERD's are counted in one iteration of each of its stages, on a small network: they do not depend on it.
     """
@@ -80,5 +80,5 @@ def _against_terd() -> dict[str, Any]:
     theirs = settings.iterations * first + settings.refinements * (both - first)
     ours = expected_evaluations((3, 32, 32), Search())
     detail = {"ours": ours, "theirs": theirs}
-    name = "evaluations of an audit of 32×32 images, 3 channels, against TERD's published settings"
+    name = "evaluations of a search in 32×32 images, 3 channels, against TERD's published settings"
     return figure(name, ours / theirs, "ratio", "<= 0.333", detail)

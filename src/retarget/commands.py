@@ -405,7 +405,7 @@ def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
         where = f"{conditions.get(name, name) if name else 'over several conditions'}: " if several else ""
         line = f"{claim['verdict']:<20} {where}{claim['sentence']}"
         if claim["verdict"] == "not measured":
-            on = " on every set" if claim["across"] else ""
+            on = " on every set" if claim["across"] == "average" else " on one of the sets" if claim["across"] else ""
             line += f" ({claim['reason'] or f'no seed has the values of all its arms{on}'})"
         if claim["estimate"] is not None:
             low, high = claim["interval"] or (None, None)

@@ -144,12 +144,14 @@ def test_a_pickle_is_known_by_its_first_bytes_and_nothing_else_is_taken_for_one(
         (pipeline / name).write_text(content, encoding="utf-8")
     with zipfile.ZipFile(pipeline / "images.zip", "w") as archive:
         archive.writestr("a.txt", "a")
+    damaged = (pipeline / "images.zip").read_bytes()
+    (pipeline / "damaged.txt").write_bytes(damaged.replace(b"PK\x01\x02", b"PK\x01\x03"))
     header = {"format": "pt", "note": "x" * (0x280 - 96)}
     save_file({"a": torch.zeros(1)}, pipeline / "unet" / "odd.safetensors", metadata=header)
     assert (pipeline / "unet" / "odd.safetensors").read_bytes()[:2] == b"\x80\x02"
     one = audit_pipeline(pipeline, None, search=QUICK, null=CLEAN_NULL)
     found = {each.file for each in one.findings if each.rule == "pickle"}
-    assert found == {"extra-2.dat", "extra-5.dat", "unet/optimizer.state"}
+    assert found == {"extra-2.dat", "extra-5.dat", "unet/optimizer.state", "damaged.txt"}
 
 
 @pytest.mark.parametrize("name", ["LDMPipeline", "StableDiffusionPipeline", "RePaintPipeline"])

@@ -46,7 +46,7 @@ def test_the_nearest_family_is_that_of_the_nearest_side_and_channels():
     all_found = f"of all shapes: {sum(one.found for one in working)} of {len(working)} found"
     assert reach_lines(32, 3, REACH, "s")[0].endswith(all_found)
     assert "8×8, 1 channel" in reach_lines(10, 3, REACH, "s")[0]
-    other = "no trojaned model with a known trigger had this checkpoint's shape; "
+    other = "no model with a known trigger and an attack that works had this checkpoint's shape; "
     assert reach_lines(16, 1, REACH, "s")[0].startswith(other)
     assert not reach_lines(16, 3, REACH, "s")[0].startswith(other)
     assert "unknown" in reach_lines(8, 1, REACH, "another search")[0]

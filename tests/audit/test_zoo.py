@@ -136,8 +136,9 @@ def test_published_detectors_get_their_thresholds_from_the_development_zoo():
         assert split.null(name) == (origin, null)
     few = Split(models("calibration", "plain", low, "terd"), [], [], [], models("development", "logo", [5.0], "terd"))
     assert few.null("terd") == ("calibration", low)
-    assert split.without("logo").development == []
-    assert len(split.without("logo").calibration) == 19
+    assert split.null("audit", "plain") == ("calibration", [])
+    full = Split(models("calibration", "plain", low, "terd"), [], [], [], models("development", "logo", high, "terd"))
+    assert full.null("terd", "logo") == ("development", []), "without a family the set stays the same"
 
 
 def test_detectors_are_compared_at_an_equal_rate_of_detection():

@@ -45,16 +45,22 @@ def test_the_error_is_that_of_the_few_with_two_large_differences_added():
 def unchanged_on_average(rng, kind, count):
     """Differences whose expected mean is 0, of which about ``count`` of 500 are not 0."""
     at = rng.random(500) * 500 / count
+    if kind == "both signs":  # items from -1 to 1, and losses of nearly the whole range
+        return np.where(at < 0.875, 0.25, np.where(at < 1, -1.75, 0.0))
     if kind == "marks":
         return np.where(at < 0.5, 0.5, np.where(at < 1, -0.5, 0.0))
     return np.where(at < 0.9, 0.05, np.where(at < 1, -0.45, 0.0))  # many small gains, few large losses
 
 
-@pytest.mark.parametrize("kind", ["marks", "rare losses"])
+@pytest.mark.parametrize("kind", ["marks", "rare losses", "both signs"])
 @pytest.mark.parametrize("count", [3, 8, 15])
 def test_wrong_verdicts_stay_below_their_level(kind, count):
     rng = np.random.default_rng(count)
-    wrong = sum(evidence(unchanged_on_average(rng, kind, count)).p_above(0) <= 0.025 for _ in range(400))
+    control = np.where(np.arange(500) % 2, 0.99, -0.99) if kind == "both signs" else HALF
+    wrong = 0
+    for _ in range(400):
+        treated = control + unchanged_on_average(rng, kind, count)
+        wrong += over_items(paired_items(treated, control), "higher", None).p_above(0) <= 0.025
     assert wrong <= stats.binom.ppf(0.999, 400, 0.025)
 
 

@@ -5,7 +5,7 @@ after an interruption. ``--grey28 N`` and ``--rgb32 N`` add models of these shap
 N`` models of all shapes that saw one picture in half of the rows, or a bold figure in a sixth of them; ``--more DIR``
 clean pipelines from elsewhere. ``--extend NULL`` takes over the models of a null that the same search made, and adds
 the rest. ``--upgrade NULL`` takes over those of a null that the search without the branch of symmetric maps made: only
-this branch is run on these models, which are trained again if need be.
+this branch is run on these models, which are trained again if need be, and the whole search where it finds what counts.
 """
 
 import json
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -56,7 +57,7 @@ class Arguments:
     """K N: do only every N-th model, from the K-th on. Three processes share the work as 0 3, 1 3 and 2 3."""
     more: tuple[Path, ...] = ()
     """Clean pipelines that were trained elsewhere, to add to the null."""
-    cases: tuple[str, ...] = ()
+    cases: tuple[Case | Literal["elsewhere"], ...] = ()
     """The case of each of these, such as plain, logo or few, in their order; without it, elsewhere."""
     extend: Path | None = None
     """A null made by the same search. Its models come first; those of this command that it has are not made again."""

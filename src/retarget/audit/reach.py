@@ -86,7 +86,7 @@ def reach_lines(side: int, channels: int, reach: Reach, fingerprint: str) -> lis
         f"in the most similar family of trojaned models, {near[0]}×{near[0]}, {near[1]} channel{'s' * (near[1] > 1)}"
     )
     if near != (side, channels):
-        where = f"no trojaned model with a known trigger had this checkpoint's shape; {where}"
+        where = f"no model with a known trigger and an attack that works had this checkpoint's shape; {where}"
     patches = [one for one in found if one.trigger == "patch"]
     narrow = [one.gamma for one in found if one.law == "trojdiff"]
     words = [f"{where}: {len(found)} of {len(family)} found"]
@@ -126,7 +126,7 @@ class Arguments:
     """Folder of a study of known checkpoints, and that of the checkpoints; or several. An attack works if its
     success.json says so, or if it has none."""
     extend: Path | None = None
-    """A record by the same search, or by the one before, which found no more; its models come first."""
+    """A record by the same search, or by the one before; its models come first."""
 
 
 def main(words: list[str]) -> None:

@@ -7,8 +7,10 @@ from urllib.parse import quote
 
 from retarget import __version__
 from retarget.audit.outcome import Outcome
-from retarget.audit.static import RULES, Finding
+from retarget.audit.static import PICKLES, RULES, Finding
 
+_LOADED = (".safetensors", "config.json", "index.json", *PICKLES, ".msgpack", ".h5", ".onnx")
+"""What a loader may read: weights of any kind, and configurations."""
 ATLAS = "https://atlas.mitre.org/techniques/{}"
 
 
@@ -87,7 +89,7 @@ def _result(finding: Finding, outcome: Outcome, number: int) -> dict[str, Any]:
 
 def _audited(files: Mapping[str, str]) -> list[str]:
     """Weights and configurations with their hashes: a finding on the pipeline stays the same while these do."""
-    return sorted(f"{name} {value}" for name, value in files.items() if name.endswith((".safetensors", ".json")))
+    return sorted(f"{name} {value}" for name, value in files.items() if name.lower().endswith(_LOADED))
 
 
 def _hash(*parts: str) -> str:

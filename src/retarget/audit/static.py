@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,8 +107,11 @@ def _is_pickle(path: Path) -> bool:
         return True
     if head != b"PK" or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(Path(name).name == "data.pkl" for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(Path(name).name == "data.pkl" for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, struct.error):
+        return True  # other readers of archives are less strict
 
 
 def look(folder: Path, index: dict[str, Any], files: dict[str, str], key: Path | None = None) -> list[Finding]:
@@ -131,7 +135,7 @@ def look(folder: Path, index: dict[str, Any], files: dict[str, str], key: Path |
         if suffix == ".py":
             found.append(Finding(rule="custom-code", level="warning", file=name, message=f"{name} is Python code"))
         if name in pickles:
-            message = f"{name} is a pickle; it was not opened"
+            message = f"{name} is a pickle, or an archive that may contain one; it was not loaded"
             found.append(Finding(rule="pickle", level="warning", file=name, message=message))
     name = index.get("_class_name")
     if not is_pipeline(name):

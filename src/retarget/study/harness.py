@@ -37,7 +37,10 @@ def read_lm_eval(folders: Sequence[Path]) -> list[Row]:
         raise UserError(f"{_names(folders)}: the logged samples have no numeric metric")
     for task, metric in dict.fromkeys((row.condition, row.metric) for row in rows):
         if (task, metric) in empty:
-            raise UserError(f"{empty[task, metric]}, while others have one: it cannot be compared")
+            raise UserError(
+                f"{empty[task, metric]}, while others have one: it cannot be compared. Leave {metric} out of the "
+                "samples' metrics if no claim needs it"
+            )
     return rows
 
 

@@ -67,7 +67,8 @@ class Groups(Strict):
     Attributes:
         estimate: the mean over items of treated - control.
         error: its standard error.
-        freedom: degrees of freedom of the t test, below the number of groups if these are of unequal size.
+        freedom: degrees of freedom of the t test, below the number of groups if these are of unequal size; if only a
+            few units differ from all others, their number.
         groups, items: number of each.
     """
 
@@ -154,7 +155,7 @@ def paired_items(
 
     Binary items (all 0 or 1, or all 0 or 100) without groups are counted; for other values the bootstrap is
     studentised, since a percentile interval of skewed differences is too narrow, and groups are resampled whole. Fewer
-    than ``FEWEST_ITEMS`` groups get a t test over groups, and so does a difference that all but a few items share.
+    than ``FEWEST_ITEMS`` groups get a t test over groups, and so do items of which only a few differ from the others.
 
     Args:
         treated, control: [N], value of each item; entry i of both is the same item.
@@ -192,7 +193,7 @@ def paired_items(
     if len(sums) < FEWEST_ITEMS:
         error, freedom = _over_groups(sums, sizes)
         return Groups(estimate=estimate, error=error, freedom=freedom, groups=len(sums), items=items)
-    if few := _few(sums, sizes, float(np.abs([t, c]).max())):
+    if few := _few(sums, sizes, float(max(np.abs([t, c]).max(), np.ptp([t, c])))):
         return Groups(estimate=estimate, error=few[0], freedom=few[1], groups=len(sums), items=items)
     draws = _resample(sums, sizes, resamples, np.random.default_rng(seed))
     return Resampled(draws=draws, estimate=estimate, items=items)
@@ -223,9 +224,10 @@ _FEW = 20
 def _few(sums: np.ndarray, sizes: np.ndarray, largest: float) -> tuple[float, float] | None:
     """Standard error and degrees of freedom if all but a few units have the same difference; otherwise None.
 
-    For the error two units are added, one of each sign, as Agresti and Min (2005) do for pairs of binary items. They
-    are as large as the ``largest`` absolute value of an item: a large loss may be too rare to be among the few. There
-    are as many degrees of freedom as units that differ. If none differs, there is no spread at all.
+    For the error two units are added, one of each sign, as Agresti and Min (2005) add halves to the cells of binary
+    pairs. They are as large as ``largest``, the largest value of an item or the range of all: a large loss may be too
+    rare to be among the few. There are as many degrees of freedom as units that differ. If none differs, there is no
+    spread at all.
     """
     each = sums / sizes
     values, counts = np.unique(each, return_counts=True)

@@ -220,27 +220,33 @@ def unpaired(
 
 
 def _unshared(plan: StudyPlan, values: measured.Values) -> Iterator[str]:
-    """For each claim about the average over sets, the seeds that only some sets have: the average is of the others."""
+    """For each claim about the average over sets, the seeds that only some sets have: the average is of the others.
+
+    Seeds that every set has in one arm or the other are not told: ``unpaired`` has told which arm failed.
+    """
     for claim in plan.claims:
         if claim.across != "average":
             continue
-        complete = []
+        complete, begun = [], []
         for condition in plan.conditions_of(claim):
             sides = [values.get(condition, {}).get(arm, {}).get(claim.metric, []) for arm in claim.arms]
             rows = list(zip(plan.seeds, *sides, strict=True)) if all(sides) else []
             complete.append({seed for seed, *row in rows if None not in row})
+            begun.append({seed for seed, *row in rows if any(value is not None for value in row)})
         if not all(complete):
             continue
-        shared, all_seeds = set.intersection(*complete), set.union(*complete)
-        some = ", ".join(str(seed) for seed in plan.seeds if seed in all_seeds - shared)
-        remedy = "run the same seeds on every set, or set across to new, which takes each set's own mean"
+        shared = set.intersection(*complete)
+        some = sorted(set.union(*complete) - shared - set.intersection(*begun))
         if not shared:
-            yield f"Claim {claim.id} averages the sets seed by seed, and no seed is on all of them: {remedy}."
-        elif some:
-            both = ", ".join(str(seed) for seed in plan.seeds if seed in shared)
             yield (
-                f"Claim {claim.id} averages the sets seed by seed: its verdict is about {both} only, since "
-                f"{some} are not on every set. To use all, {remedy}."
+                f"Claim {claim.id} averages the sets seed by seed, and no seed is on all of them: run the same seeds "
+                "on every set."
+            )
+        elif some:
+            yield (
+                f"Claim {claim.id} averages the sets seed by seed: its verdict is about the seeds that every set has "
+                f"({', '.join(map(str, sorted(shared)))}), and not about the others "
+                f"({', '.join(map(str, some))}). Run the same seeds on every set."
             )
 
 

@@ -68,23 +68,15 @@ class Split(NamedTuple):
     weak: list[Model]
     development: list[Model]
 
-    def null(self, name: str) -> tuple[str, list[float]]:
-        """The set that gives a detector its threshold, and the scores of its clean models.
+    def null(self, name: str, without: str = "") -> tuple[str, list[float]]:
+        """The set that gives a detector its threshold, and the scores of its clean models but those of one kind.
 
         Published detectors get theirs from the development zoo where the study has enough of it, as their authors tune
         on models of their own. The audit was tuned on that zoo, so that its threshold is from the calibration models.
         """
-        apart = scores(self.development, name) if name != "audit" else []
-        if level_of(len(apart)) is not None:
-            return "development", apart
-        return "calibration", scores(self.calibration, name)
-
-    def without(self, kind: str) -> "Split":
-        """The same, without the clean models of this kind in the sets that give thresholds."""
-        return self._replace(
-            calibration=[model for model in self.calibration if model.kind != kind],
-            development=[model for model in self.development if model.kind != kind],
-        )
+        enough = name != "audit" and level_of(len(scores(self.development, name))) is not None
+        origin, models = ("development", self.development) if enough else ("calibration", self.calibration)
+        return origin, scores([model for model in models if model.kind != without], name)
 
 
 def analyse(results: Results) -> Analysis:
@@ -129,8 +121,8 @@ def scores(models: Sequence[Model], name: str) -> list[float]:
     return [model.metrics[f"score_{name}"] for model in models if f"score_{name}" in model.metrics]
 
 
-def _calls(models: Sequence[Model], name: str, split: Split) -> list[bool | None]:
-    _, null = split.null(name)
+def _calls(models: Sequence[Model], name: str, split: Split, without: str = "") -> list[bool | None]:
+    _, null = split.null(name, without)
     return [called(score, null) for score in scores(models, name)]
 
 
@@ -237,7 +229,8 @@ def _cells(split: Split, names: Sequence[str]) -> Table:
         for kind in (*CELLS, *STOCK)
     ]
     return Table(
-        title="By target and trigger", caption="TPR in % with 95 % Wilson intervals, for strong attacks only.",
+        title="By target and trigger", caption="TPR in % with 95 % Wilson intervals, for strong attacks only, at the "
+        "level that each detector's clean models allow.",
         columns=["attack", *(DETECTORS[name] for name in names)], rows=rows,
     )  # fmt: skip
 
@@ -245,14 +238,14 @@ def _cells(split: Split, names: Sequence[str]) -> Table:
 def _families(split: Split, names: Sequence[str]) -> Table:
     rows = []
     for kind in CLEAN:
-        others = split.without(kind)
         here = [model for model in split.clean if model.kind == kind]
-        cells = [f"{share(_calls(here, name, split))}; {share(_calls(here, name, others))}" for name in names]
+        cells = [f"{share(_calls(here, name, split))}; {share(_calls(here, name, split, kind))}" for name in names]
         rows.append([LABELS[kind], *cells])
     return Table(
         title="By family of clean models",
         caption="FPR in % with 95 % Wilson intervals: with all models that give thresholds, and without those of this "
-        "family, as for a checkpoint of an unexpected family.",
+        f"family, as for a checkpoint of an unexpected family. With fewer than {LEVELS[0][0]} models the level is "
+        f"{LEVELS[1][1]:.0%}, with fewer than {LEVELS[1][0]} there is no threshold (–).",
         columns=["clean models", *(DETECTORS[name] for name in names)], rows=rows,
     )  # fmt: skip
 
@@ -314,7 +307,8 @@ def _cost(models: Sequence[Model], split: Split, names: Sequence[str]) -> Table:
         title="Cost", caption="Median and range over models. Network evaluations: 1 per image of a forward pass, 2 per "
         "image of a backward pass. Seconds on one thread of a machine that was also used for other work. The last "
         "column is at an equal rate of detection: the clean models that are called trojaned by a threshold that finds "
-        f"{EQUAL:.0%} of the strong attacks, in % with a 95 % Wilson interval.",
+        f"{EQUAL:.0%} of the strong attacks (all of fewer than ten), in % with a 95 % Wilson interval, as if that "
+        "threshold were known.",
         columns=["detector", "evaluations", "seconds", f"FPR at a TPR of {EQUAL:.0%}"], rows=rows,
     )  # fmt: skip
 
@@ -388,7 +382,7 @@ def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
                          f"{_area(split, name)}.")  # fmt: skip
             continue
         notes.append(
-            f"{DETECTORS[name]}, blind, at {level:.0%} of {len(null)} clean models of {origin}: TPR "
+            f"{DETECTORS[name]}, blind, at a level of {level:.0%}, from {len(null)} clean {origin} models: TPR "
             f"{share(_calls(split.strong, name, split))} %, FPR "
             f"{share(_calls(split.clean, name, split))} %, AUROC {_area(split, name)}; weak attacks "
             f"{share(_calls(split.weak, name, split))} %."

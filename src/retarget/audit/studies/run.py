@@ -161,7 +161,7 @@ def overlap(one: Tensor, other: Tensor) -> float:
 
 
 def cleaned(
-    member: Member, folder: Path, zoo: Path, settings: Settings, found: Trigger | None
+    member: Member, folder: Path, zoo: Path, settings: Settings, maps: Trigger | None
 ) -> dict[str, float]:  # fmt: skip
     """Success, leakage and FID before and after two removals with the recovered maps, and after clean fine-tuning only.
 
@@ -169,14 +169,14 @@ def cleaned(
 
     Args:
         member, folder, zoo, settings: as in :func:`run`.
-        found: the maps that the study's first detector recovered; None, if none was run, uses the attack's own.
+        maps: those that the study's first detector recovered; None, if none was run, uses the attack's own.
     """
     assert member.attack is not None
     judge, goal = judge_of(member, zoo, settings.judge_epochs, settings.root), goal_of(member, settings.root)
     unet, schedule = load_pipeline(folder)
     real = images_of(member.images, settings.root)
     some = to_signed(real.images[: settings.removal_images])
-    trigger = found or trigger_of(member.attack, (member.images.channels, member.images.side, member.images.side))
+    trigger = maps or trigger_of(member.attack, (member.images.channels, member.images.side, member.images.side))
     metrics = {"fid_before": _fid(unet, schedule, real, judge, settings)}
     kinds: tuple[Kind, ...] = get_args(Kind)
     for kind in kinds:
