@@ -170,6 +170,35 @@ def test_values_that_were_replaced_are_told(tmp_path):
         assert summary.get("judged_otherwise", False) == told
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "told"),
+    [
+        ([49.0, 49.2, 48.9], [49.0, 49.2, 48.9], ""),
+        ([49.0, 49.2, 48.9], [52.0, 52.4, 51.8], "judged_otherwise"),
+        ([49.0, None, 48.81], [49.0, 49.2, 48.81], "filled_later"),
+    ],
+)
+def test_the_seeds_of_a_final_verdict_stay_as_they_are_at_the_next_look(first, then, told, tmp_path):
+    """Else a verdict of a planned look could be overturned by exchanging what it was given on."""
+    given, old = Asked(claims=(Claim.model_validate(CLAIM),), looks=(3, 5)), [50.1, 50.4, 49.9, 50.2, 50.0]
+    marks = {"judged_otherwise": "by other values", "filled_later": "before some of their runs were complete"}
+    for values in (first, [*then, 52.0, 52.1], [*then, 52.0, 52.1]):
+        found = arrange(runs("new", values) + runs("old", old[: len(values)]), given)
+        summary = judged(found, tmp_path / "out", command="c", sources=())
+        notes = json.loads((tmp_path / "out" / "analysis.json").read_text())["notes"]
+        if values is not first:
+            assert [mark for mark in marks if summary.get(mark)] == [told] * bool(told)
+            assert [mark for mark, text in marks.items() if any(text in note for note in notes)] == [told] * bool(told)
+
+
+def test_seeds_are_compared_by_their_number_and_not_by_their_place(tmp_path):
+    given = Asked(claims=(Claim.model_validate(CLAIM),))
+    rows = runs("old", [50.1, 50.4, 49.9, 50.2, 50.0]) + runs("new", [49.0, 49.2, 48.9, 52.0, 52.1])
+    for seeds in ({2, 3, 4}, {0, 1, 2, 3, 4}):
+        found = arrange([row for row in rows if row.seed in seeds], given)
+        assert "judged_otherwise" not in judged(found, tmp_path / "out", command="c", sources=())
+
+
 def test_seeds_that_only_another_arm_has_are_no_failed_runs():
     claims = (Claim.model_validate({**CLAIM, "arms": ("new",), "against": 50.0}),)
     found = arrange(runs("old", [50.1] * 6) + runs("new", [50.9, 51.3, 51.0]), Asked(claims=claims))
