@@ -10,6 +10,7 @@ from retarget.errors import UserError
 from retarget.study.claims import judge
 from retarget.study.config import Claim, Metric
 from retarget.study.elsewhere import Asked, arrange
+from retarget.study.items import Groups
 from retarget.study.judging import prospects, write
 from retarget.study.rows import Row
 
@@ -238,6 +239,32 @@ def test_a_unit_and_a_direction_that_look_mistaken_are_named():
     (said,) = arrange(rows, asked(dict(smallest_effect=0.01), metrics=(loss,))).doubts
     assert "direction = higher, but its metric says that lower is better" in said
     assert arrange(runs("old", OLD) + runs("new", NEW), asked()).doubts == []
+
+
+@pytest.mark.parametrize(
+    ("group_of", "message"),
+    [
+        (lambda at, arm, seed: None if seed == 0 else f"d{at // 10}", "the group none in new0 and d0 in new1: give"),
+        (lambda at, arm, seed: None if seed > 0 else f"d{at // 10}", "the group d0 in new0 and none in new1: give"),
+        (lambda at, arm, seed: "d0" if (arm, seed) == ("old", 2) else None, "the group none in new0 and d0 in old2: "),
+        (lambda at, arm, seed: "x" if (at, seed) == (99, 1) else f"d{at // 10}", "the group d9 in new0 and x in new1"),
+    ],
+)  # fmt: skip
+def test_an_item_has_the_same_group_in_the_rows_of_every_seed(group_of, message):
+    """Taken from the first seed alone, groups that only later seeds name would be dropped: the interval too narrow."""
+
+    def rows(group_of):
+        return [
+            Row(f"{arm}{seed}", "default", arm, "acc", at % 7 + at % 3, seed, f"q{at}", group_of(at, arm, seed))
+            for arm in ("old", "new")
+            for seed in (0, 1, 2)
+            for at in range(120)
+        ]
+
+    models = asked(dict(about="models"))
+    assert isinstance(arrange(rows(lambda at, arm, seed: f"d{at // 10}"), models).items["c"], Groups)
+    with pytest.raises(UserError, match=message):
+        arrange(rows(group_of), models)
 
 
 def test_a_floor_on_a_metric_that_a_claim_wants_lower_must_say_which_way_it_goes():

@@ -291,13 +291,15 @@ class _Table:
             return None
         sides = [_over_seeds(self.items[place], self.arms[place[1]], place[2]) for place in places]
         names = sorted(sides[0])
-        first, second = (next(iter(self.items[place].values())) for place in places)
+        first, *others = (items for place in places for items in self.items[place].values())  # by arm, by seed
         groups = [first[name].group for name in names]
         for name, group in zip(names, groups, strict=True):
-            if second[name].group != group or (group is None) != (groups[0] is None):
+            other = next((one for one in others if one[name].group != group), others[0])
+            if other[name].group != group or (group is None) != (groups[0] is None):
                 raise UserError(
                     f"item {name} of metric {claim.metric} has the group {group or 'none'} in {first[name].where} and "
-                    f"{second[name].group or 'none'} in {second[name].where}: give each item one group, or none to all"
+                    f"{other[name].group or 'none'} in {other[name].where}: give each item one group, or none to all, "
+                    "in the rows of every seed"
                 )
         try:
             return paired_items(
