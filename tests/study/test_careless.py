@@ -211,6 +211,10 @@ def test_seeds_that_only_another_arm_has_are_no_failed_runs():
     [
         ("arm;seed;metric;value\na;0;m;1\n", "its columns are separated by semicolons"),
         ("Arm,Seed,Metric,Value\na,0,m,1\n", r"\(rename Arm to arm, Metric to metric, Value to value, Seed to seed\)"),
+        ("arm,seed,metric,value,Condition\na,0,m,1,x\n", "in small letters: rename Condition to condition, or to an"),
+        ("arm,item,metric,value, GROUP \na,0,m,1,x\n", "in small letters: rename GROUP to group, or to another name"),
+        ("arm,seed,metric,value,Item\na,0,m,1,x\n", "in small letters: rename Item to item, or to another name"),
+        ("arm,Item,metric,value,Group\na,0,m,1,x\n", r"seed or item missing.*\(rename Item to item, Group to group\)"),
         ("arm,seed,metric,value\na,0,m,95%\n", "'95%' is not a number; leave out the % sign"),
         ('arm,seed,metric,value\na,0,m,"90,1"\n', "write a decimal point, not a comma"),
         ('arm,seed,metric,value\na,0,m,"1,234.5"\n', "leave out the separators of thousands"),
@@ -232,6 +236,26 @@ def test_empty_rows_and_columns_and_spaces_of_a_table_do_not_matter(tmp_path):
     (tmp_path / "runs.csv").write_bytes("arm,seed,metric,value\nä,0,m,1\n".encode("latin-1"))
     with pytest.raises(UserError, match="save it as UTF-8, which Excel calls CSV UTF-8"):
         read_rows(tmp_path / "runs.csv")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_column_in_other_letters_is_not_left_out_in_any_format(ending, tmp_path):
+    path = tmp_path / f"runs.{ending}"
+    for more in ({"Group": "d0"}, {"group": "d0", "Group": "D0"}, {"groups": 1}):
+        row = {"arm": "a", "item": "q", "metric": "m", "value": 1.0} | more
+        if ending == "csv":
+            path.write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
+        elif ending == "jsonl":
+            path.write_text(json.dumps(row) + "\n")
+        else:
+            pandas = pytest.importorskip("pandas", reason="Parquet files are written with pandas here")
+            pytest.importorskip("pyarrow", reason="Parquet files are read with pyarrow")
+            pandas.DataFrame([row]).to_parquet(path)
+        if list(more) == ["Group"]:
+            with pytest.raises(UserError, match="in small letters: rename Group to group, or to another name"):
+                read_rows(path)
+        else:
+            assert [one.group for one in read_rows(path)] == [more.get("group")]
 
 
 def test_a_claim_whose_runs_all_failed_was_not_left_out(tmp_path, monkeypatch, capsys):
