@@ -280,3 +280,25 @@ def test_a_floor_on_a_metric_that_a_claim_wants_lower_must_say_which_way_it_goes
         (one,) = verdicts([*rows[:3], *runs("new", [47.9, 49.1, 47.4])], asked(lower, metrics=metrics))
         assert one.verdict == verdict
     assert verdicts(rows, asked(dict(floor=("acc", 45.0))))[0].verdict != "not measured", "it is clear what is meant"
+
+
+def test_a_floor_on_a_metric_of_which_no_claim_tells_what_is_better_must_say_which_way_it_goes():
+    """Of a loss it would be the least, so that the arms which have learnt something are not a test."""
+    losses = [row._replace(metric="loss", value=2.3) for row in runs("old", OLD) + runs("new", NEW)]
+    rows = runs("old", OLD) + runs("new", NEW) + losses
+    floor, bare = dict(floor=("loss", 2.5)), Metric(name="loss", label="loss")
+    needs = Metric(name="acc", label="acc", better="higher", needs=("loss", 2.5))
+    said = r"floor on loss, of which nothing says whether higher or lower is better, .*: {} \[\[metrics\]\] with name"
+    for given, message in (
+        (asked(floor), "claim c has a " + said.format("add")),
+        (asked(floor, metrics=(bare,)), "claim c has a " + said.format("complete its")),
+        (asked(metrics=(needs,)), "metric acc has a " + said.format("add")),
+        (asked(metrics=(bare.model_copy(update={"floor": 2.5}),)), "metric loss has a " + said.format("complete its")),
+    ):
+        with pytest.raises(UserError, match=message):
+            arrange(rows, given)
+    for better, verdict in (("higher", "not measured"), ("lower", "holds")):
+        (one,) = verdicts(rows, asked(floor, metrics=(bare.model_copy(update={"better": better}),)))
+        assert one.verdict == verdict
+    with pytest.raises(UserError, match="claim c names the metric los, but the study has acc, loss"):
+        arrange(rows, asked(dict(floor=("los", 2.5))))
