@@ -170,6 +170,35 @@ def test_values_that_were_replaced_are_told(tmp_path):
         assert summary.get("judged_otherwise", False) == told
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "told"),
+    [
+        ([49.0, 49.2, 48.9], [49.0, 49.2, 48.9], ""),
+        ([49.0, 49.2, 48.9], [52.0, 52.4, 51.8], "judged_otherwise"),
+        ([49.0, None, 48.81], [49.0, 49.2, 48.81], "filled_later"),
+    ],
+)
+def test_the_seeds_of_a_final_verdict_stay_as_they_are_at_the_next_look(first, then, told, tmp_path):
+    """Else a verdict of a planned look could be overturned by exchanging what it was given on."""
+    given, old = Asked(claims=(Claim.model_validate(CLAIM),), looks=(3, 5)), [50.1, 50.4, 49.9, 50.2, 50.0]
+    marks = {"judged_otherwise": "by other values", "filled_later": "before some of their runs were complete"}
+    for values in (first, [*then, 52.0, 52.1], [*then, 52.0, 52.1]):
+        found = arrange(runs("new", values) + runs("old", old[: len(values)]), given)
+        summary = judged(found, tmp_path / "out", command="c", sources=())
+        notes = json.loads((tmp_path / "out" / "analysis.json").read_text())["notes"]
+        if values is not first:
+            assert [mark for mark in marks if summary.get(mark)] == [told] * bool(told)
+            assert [mark for mark, text in marks.items() if any(text in note for note in notes)] == [told] * bool(told)
+
+
+def test_seeds_are_compared_by_their_number_and_not_by_their_place(tmp_path):
+    given = Asked(claims=(Claim.model_validate(CLAIM),))
+    rows = runs("old", [50.1, 50.4, 49.9, 50.2, 50.0]) + runs("new", [49.0, 49.2, 48.9, 52.0, 52.1])
+    for seeds in ({2, 3, 4}, {0, 1, 2, 3, 4}):
+        found = arrange([row for row in rows if row.seed in seeds], given)
+        assert "judged_otherwise" not in judged(found, tmp_path / "out", command="c", sources=())
+
+
 def test_seeds_that_only_another_arm_has_are_no_failed_runs():
     claims = (Claim.model_validate({**CLAIM, "arms": ("new",), "against": 50.0}),)
     found = arrange(runs("old", [50.1] * 6) + runs("new", [50.9, 51.3, 51.0]), Asked(claims=claims))
@@ -182,6 +211,10 @@ def test_seeds_that_only_another_arm_has_are_no_failed_runs():
     [
         ("arm;seed;metric;value\na;0;m;1\n", "its columns are separated by semicolons"),
         ("Arm,Seed,Metric,Value\na,0,m,1\n", r"\(rename Arm to arm, Metric to metric, Value to value, Seed to seed\)"),
+        ("arm,seed,metric,value,Condition\na,0,m,1,x\n", "in small letters: rename Condition to condition, or to an"),
+        ("arm,item,metric,value, GROUP \na,0,m,1,x\n", "in small letters: rename GROUP to group, or to another name"),
+        ("arm,seed,metric,value,Item\na,0,m,1,x\n", "in small letters: rename Item to item, or to another name"),
+        ("arm,Item,metric,value,Group\na,0,m,1,x\n", r"seed or item missing.*\(rename Item to item, Group to group\)"),
         ("arm,seed,metric,value\na,0,m,95%\n", "'95%' is not a number; leave out the % sign"),
         ('arm,seed,metric,value\na,0,m,"90,1"\n', "write a decimal point, not a comma"),
         ('arm,seed,metric,value\na,0,m,"1,234.5"\n', "leave out the separators of thousands"),
@@ -203,6 +236,26 @@ def test_empty_rows_and_columns_and_spaces_of_a_table_do_not_matter(tmp_path):
     (tmp_path / "runs.csv").write_bytes("arm,seed,metric,value\nä,0,m,1\n".encode("latin-1"))
     with pytest.raises(UserError, match="save it as UTF-8, which Excel calls CSV UTF-8"):
         read_rows(tmp_path / "runs.csv")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_column_in_other_letters_is_not_left_out_in_any_format(ending, tmp_path):
+    path = tmp_path / f"runs.{ending}"
+    for more in ({"Group": "d0"}, {"group": "d0", "Group": "D0"}, {"groups": 1}):
+        row = {"arm": "a", "item": "q", "metric": "m", "value": 1.0} | more
+        if ending == "csv":
+            path.write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
+        elif ending == "jsonl":
+            path.write_text(json.dumps(row) + "\n")
+        else:
+            pandas = pytest.importorskip("pandas", reason="Parquet files are written with pandas here")
+            pytest.importorskip("pyarrow", reason="Parquet files are read with pyarrow")
+            pandas.DataFrame([row]).to_parquet(path)
+        if list(more) == ["Group"]:
+            with pytest.raises(UserError, match="in small letters: rename Group to group, or to another name"):
+                read_rows(path)
+        else:
+            assert [one.group for one in read_rows(path)] == [more.get("group")]
 
 
 def test_a_claim_whose_runs_all_failed_was_not_left_out(tmp_path, monkeypatch, capsys):

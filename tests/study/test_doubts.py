@@ -34,6 +34,101 @@ def test_values_in_percent_that_are_all_below_1_are_asked_about():
     assert asked(metrics=(percent,), smallest_effect=0.01, direction="lower") == []  # an error of less than 1 %
 
 
+def two(old, new, name="acc"):
+    return {"default": {"old": {name: old}, "new": {name: new}}}
+
+
+ERRORS = two([0.62, 0.61, 0.63], [0.52, 0.5, 0.54])
+
+
+@pytest.mark.parametrize(
+    ("values", "change", "what", "between", "points"),
+    [
+        (ERRORS, dict(direction="lower"), "smallest effect is 0.5", "0.5 and 0.63", 50),
+        (ERRORS, dict(direction="lower", smallest_effect=0.01, margin=0.4), "margin is 0.4", "0.5 and 0.63", 40),
+        (two([0.4, 0.41], [0.55, 0.54]), {}, "smallest effect is 0.5", "0.4 and 0.55", 50),
+        (two([], [0.55, 0.54]), dict(arms=("new",), against=0.45), "smallest effect is 0.5", "0.54 and 0.55", 50),
+    ],
+)
+def test_an_effect_that_fractions_hardly_allow_is_asked_about(values, change, what, between, points):
+    (said,) = asked(values, **change)
+    assert said.startswith(f"Claim c: its {what}, but the values of acc lie between {between}. If they are fractions, ")
+    assert said.endswith(f"means {points} points: is that what is meant?")
+
+
+@pytest.mark.parametrize(
+    ("values", "change"),
+    [
+        (two([0.95, 0.9], [0.02, 0.05]), dict(direction="lower")),  # an attack's success, removed
+        (two([0.95, 0.9], [0.6, 0.55]), dict(direction="lower")),  # or not quite
+        (two([0.6, 0.61], [0.62, 0.63]), dict(smallest_effect=0.1)),  # not reached, but plainly a fraction
+        (two([0.4, 0.41], [0.41, 0.42]), dict(smallest_effect=0.01, margin=0.1)),
+        (two([2.6, 2.7], [2.5, 2.6]), dict(direction="lower")),
+        (two([0.62, 0.61], [0.52, 0.5], "val_loss"), dict(direction="lower", metric="val_loss")),
+        (two([0.62, 0.61], [0.52, 0.5], "seconds"), dict(direction="lower", metric="seconds")),
+    ],
+)
+def test_a_large_effect_that_may_be_meant_is_not_asked_about(values, change):
+    assert asked(values, **change) == []
+
+
+BOTH = "Are they fractions and percentages?"
+ONE = "Is one a fraction and the other a percentage?"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "change", "question"),
+    [
+        ([], [75.1, 74.8, 75.5], dict(against=0.8), ONE),
+        ([], [0.911, 0.905, None], dict(against=80, smallest_effect=0.005), ONE),
+        ([], [0.031, 0.033], dict(against=5, smallest_effect=0.005, direction="lower"), ONE),
+        ([0.5], [54.0], {}, BOTH),  # as the means of items without a seed
+        ([52.0, None], [0.53, 0.54], {}, BOTH),
+        ([0.5, 0.51, 0.52, 53.0, 54.0], [0.52, 0.532, 0.544, 55.6, 56.8], dict(smallest_effect=0.01), BOTH),
+    ],
+)
+def test_fractions_beside_percentages_are_asked_about_wherever_they_are(old, new, change, question):
+    arms = ("new",) if "against" in change else ("new", "old")
+    (said,) = asked(two(old, new), arms=arms, **change)
+    assert said.startswith("Claim c: ")
+    assert said.endswith(question)
+    for silent in (dict(metric="nll"), dict(metric="FID")):
+        assert asked(two(old, new, silent["metric"]), arms=arms, **change | silent) == []
+    seconds = Metric(name="acc", label="time", unit="s")
+    assert asked(two(old, new), metrics=(seconds,), arms=arms, **change) == []
+    elsewhere = {"default": two([0.5, 0.51], [0.53, 0.54])["default"], "other": two(old, new)["default"]}
+    assert asked(elsewhere, smallest_effect=0.01) == [], "the claim is not about that condition"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "change"),
+    [
+        ([], [30.5, 31.2], dict(against=1.0)),  # times as fast
+        ([], [3.2, 3.1], dict(against=0.1)),  # a gain in points
+        ([], [3.2, 3.1], dict(against=0.0)),
+        ([], [0.91, 0.92], dict(against=0.8, smallest_effect=0.005)),
+        ([], [91.1, 92.0], dict(against=80)),
+        ([], [120.5, 130.0], dict(against=0.5)),
+        ([0.9], [15.3], {}),  # perplexities in one unit
+        ([1.0], [45.0], {}),  # counts
+        ([0.31], [0.0], dict(direction="lower", smallest_effect=0.01)),
+        ([91.0, 95.0, 0.9], [92.0, 94.0, 93.0], {}),  # one run that collapsed
+        ([91.0, 95.0, 4.0], [92.0, 94.0, 3.0], {}),  # two that did
+        ([91.0, 95.0, 0.1], [92.0, 94.0, 0.12], {}),
+        ([95.0, 94.0, 96.0], [0.9, 75.0, 0.7], dict(direction="lower")),  # an attack, removed twice of three times
+    ],
+)
+def test_values_that_may_be_in_one_unit_are_not_asked_about(old, new, change):
+    assert asked(two(old, new), arms=("new",) if "against" in change else ("new", "old"), **change) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("sentiment", 1), ("confidence", 1), ("token_accuracy", 1), ("run time", 0)]
+)
+def test_only_whole_words_of_a_metrics_name_tell_what_it_is(name, told):
+    assert len(asked(two([0.5, 0.51], [54.0, 54.5], name), metric=name)) == told
+
+
 @pytest.mark.parametrize("effect", [0.5, 50.0])
 def test_a_study_of_ones_own_says_so_on_its_page(tmp_path, effect):
     claim = plan().claims[0].model_copy(update={"smallest_effect": effect})

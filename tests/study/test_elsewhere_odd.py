@@ -10,6 +10,7 @@ from retarget.errors import UserError
 from retarget.study.claims import judge
 from retarget.study.config import Claim, Metric
 from retarget.study.elsewhere import Asked, arrange
+from retarget.study.items import Groups
 from retarget.study.judging import prospects, write
 from retarget.study.rows import Row
 
@@ -240,6 +241,32 @@ def test_a_unit_and_a_direction_that_look_mistaken_are_named():
     assert arrange(runs("old", OLD) + runs("new", NEW), asked()).doubts == []
 
 
+@pytest.mark.parametrize(
+    ("group_of", "message"),
+    [
+        (lambda at, arm, seed: None if seed == 0 else f"d{at // 10}", "the group none in new0 and d0 in new1: give"),
+        (lambda at, arm, seed: None if seed > 0 else f"d{at // 10}", "the group d0 in new0 and none in new1: give"),
+        (lambda at, arm, seed: "d0" if (arm, seed) == ("old", 2) else None, "the group none in new0 and d0 in old2: "),
+        (lambda at, arm, seed: "x" if (at, seed) == (99, 1) else f"d{at // 10}", "the group d9 in new0 and x in new1"),
+    ],
+)  # fmt: skip
+def test_an_item_has_the_same_group_in_the_rows_of_every_seed(group_of, message):
+    """Taken from the first seed alone, groups that only later seeds name would be dropped: the interval too narrow."""
+
+    def rows(group_of):
+        return [
+            Row(f"{arm}{seed}", "default", arm, "acc", at % 7 + at % 3, seed, f"q{at}", group_of(at, arm, seed))
+            for arm in ("old", "new")
+            for seed in (0, 1, 2)
+            for at in range(120)
+        ]
+
+    models = asked(dict(about="models"))
+    assert isinstance(arrange(rows(lambda at, arm, seed: f"d{at // 10}"), models).items["c"], Groups)
+    with pytest.raises(UserError, match=message):
+        arrange(rows(group_of), models)
+
+
 def test_a_floor_on_a_metric_that_a_claim_wants_lower_must_say_which_way_it_goes():
     """A claim that accuracy falls, with a floor of 50 on that accuracy: the floor is no ceiling."""
     lower = dict(direction="lower", floor=("acc", 45.0))
@@ -253,3 +280,25 @@ def test_a_floor_on_a_metric_that_a_claim_wants_lower_must_say_which_way_it_goes
         (one,) = verdicts([*rows[:3], *runs("new", [47.9, 49.1, 47.4])], asked(lower, metrics=metrics))
         assert one.verdict == verdict
     assert verdicts(rows, asked(dict(floor=("acc", 45.0))))[0].verdict != "not measured", "it is clear what is meant"
+
+
+def test_a_floor_on_a_metric_of_which_no_claim_tells_what_is_better_must_say_which_way_it_goes():
+    """Of a loss it would be the least, so that the arms which have learnt something are not a test."""
+    losses = [row._replace(metric="loss", value=2.3) for row in runs("old", OLD) + runs("new", NEW)]
+    rows = runs("old", OLD) + runs("new", NEW) + losses
+    floor, bare = dict(floor=("loss", 2.5)), Metric(name="loss", label="loss")
+    needs = Metric(name="acc", label="acc", better="higher", needs=("loss", 2.5))
+    said = r"floor on loss, of which nothing says whether higher or lower is better, .*: {} \[\[metrics\]\] with name"
+    for given, message in (
+        (asked(floor), "claim c has a " + said.format("add")),
+        (asked(floor, metrics=(bare,)), "claim c has a " + said.format("complete its")),
+        (asked(metrics=(needs,)), "metric acc has a " + said.format("add")),
+        (asked(metrics=(bare.model_copy(update={"floor": 2.5}),)), "metric loss has a " + said.format("complete its")),
+    ):
+        with pytest.raises(UserError, match=message):
+            arrange(rows, given)
+    for better, verdict in (("higher", "not measured"), ("lower", "holds")):
+        (one,) = verdicts(rows, asked(floor, metrics=(bare.model_copy(update={"better": better}),)))
+        assert one.verdict == verdict
+    with pytest.raises(UserError, match="claim c names the metric los, but the study has acc, loss"):
+        arrange(rows, asked(dict(floor=("los", 2.5))))

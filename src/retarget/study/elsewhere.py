@@ -113,7 +113,7 @@ def arrange(rows: Sequence[Row], asked: Asked) -> Elsewhere:
         claim.metric: {one.direction for one in asked.claims if one.metric == claim.metric} for claim in asked.claims
     }
     better = {metric: {"better": min(way)} for metric, way in ways.items() if len(way) == 1}
-    _refuse_unclear_floors(asked.claims, known)
+    _refuse_unclear_floors(asked, table.metrics)
     others = [
         dict(name=one, label=one, decimals=table.decimals(one)) | better.get(one, {})
         for one in table.metrics if one not in known
@@ -156,17 +156,26 @@ def _in_percent(rows: Sequence[Row], percent: Collection[str]) -> list[Row]:
     return [row._replace(value=100.0) if row.metric in right and row.item and row.value else row for row in rows]
 
 
-def _refuse_unclear_floors(claims: Sequence[Claim], declared: Collection[str]) -> None:
-    """Refuse a floor by a metric that claims want lower, unless it is declared whether its floor is a ceiling."""
-    lower = {claim.metric for claim in claims if claim.direction == "lower"}
-    for claim in claims:
-        name = claim.floor[0] if claim.floor else ""
-        if name in lower and name not in declared:
-            raise UserError(
-                f"claim {claim.id} has a floor on {name}, of which a claim says that lower is a gain, so it could be "
-                f'meant as the least or as the most: add [[metrics]] with name = "{name}" and better = "higher" for '
-                'the least, or better = "lower" for the most'
-            )
+def _refuse_unclear_floors(asked: Asked, there: Collection[str]) -> None:
+    """Refuse a floor by a metric of which neither its declaration nor the claims tell whether its floor is a ceiling.
+
+    Args:
+        there: the metrics that have rows; the name of another one is a typing error.
+    """
+    floors = [(f"claim {claim.id}", claim.floor[0]) for claim in asked.claims if claim.floor]
+    floors += [(f"metric {metric.name}", metric.needs[0]) for metric in asked.metrics if metric.needs]
+    floors += [(f"metric {metric.name}", metric.name) for metric in asked.metrics if metric.floor is not None]
+    better = {metric.name: metric.better for metric in asked.metrics}
+    for whose, name in floors:
+        ways = {claim.direction for claim in asked.claims if claim.metric == name}
+        if name not in there or better.get(name, "neither") != "neither" or ways == {"higher"}:
+            continue
+        said = "a claim says that lower is a gain" if ways else "nothing says whether higher or lower is better"
+        raise UserError(
+            f"{whose} has a floor on {name}, of which {said}, so it could be meant as the least or as the most: "
+            f'{"complete its" if name in better else "add"} [[metrics]] with name = "{name}" and better = "higher" for '
+            'the least, or better = "lower" for the most'
+        )
 
 
 def _labelled(names: Mapping[str, str], given: Sequence[Any], kind: type[Any]) -> list[Any]:
@@ -291,13 +300,15 @@ class _Table:
             return None
         sides = [_over_seeds(self.items[place], self.arms[place[1]], place[2]) for place in places]
         names = sorted(sides[0])
-        first, second = (next(iter(self.items[place].values())) for place in places)
+        first, *others = (items for place in places for items in self.items[place].values())  # by arm, by seed
         groups = [first[name].group for name in names]
         for name, group in zip(names, groups, strict=True):
-            if second[name].group != group or (group is None) != (groups[0] is None):
+            other = next((one for one in others if one[name].group != group), others[0])
+            if other[name].group != group or (group is None) != (groups[0] is None):
                 raise UserError(
                     f"item {name} of metric {claim.metric} has the group {group or 'none'} in {first[name].where} and "
-                    f"{second[name].group or 'none'} in {second[name].where}: give each item one group, or none to all"
+                    f"{other[name].group or 'none'} in {other[name].where}: give each item one group, or none to all, "
+                    "in the rows of every seed"
                 )
         try:
             return paired_items(

@@ -43,7 +43,7 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
         looks = looks if looks and looks[-1] == now else [*looks, now]
         judged_by = rules_hash(plan)
         hashes = [one for one in before if one != judged_by]
-        filled = filled_later(earlier, found.values) if again else ""
+        filled = filled_later(earlier, plan.seeds, found.values)
         notes = [unplanned_looks(plan, looks), filled, *found.doubts, *unpaired(plan, found.values, found.failed)]
         if hashes:
             notes.append(
@@ -52,7 +52,7 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
             )
         analysis = Analysis(items=found.items, item_label="interval over items")
         summary = summarise(plan, found.values, analysis) | {"looks": looks}
-        other = judged_otherwise(earlier, summary, found.values) if again else ""
+        other = judged_otherwise(earlier, summary, found.values, again)
         analysis = analysis.model_copy(update={"notes": [one for one in (*notes, other) if one]})
         summary |= {"judged_otherwise": True} if other else {}
         summary |= {"filled_later": True} if filled else {}

@@ -91,8 +91,10 @@ class Summary(Tolerant):
 
     Attributes:
         looks: the sets of seeds at which verdicts were given in this directory, the last one last.
-        filled_later: whether a verdict at the last look was given before some of its values existed.
-        judged_otherwise: whether a claim was judged at the last look before, by other values of the same seeds.
+        filled_later: whether a verdict at the last look was given before some of its values existed; for runs made
+            elsewhere also at an earlier look, of seeds that are still there.
+        judged_otherwise: whether a claim was judged at the last look before, by other values of the same seeds; for
+            runs made elsewhere also at an earlier look.
     """
 
     study: str

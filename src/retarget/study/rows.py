@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from retarget.extras import require
 from retarget.study.statistics import LARGEST
 
 NEEDED = ("arm", "metric", "value")
+KNOWN = (*NEEDED, "seed", "item", "condition", "group")
 
 
 class Row(NamedTuple):
@@ -38,7 +39,8 @@ def read_rows(path: Path) -> list[Row]:
     The columns condition (a dataset, say) and group (of an item) are optional; others are ignored.
 
     Raises:
-        UserError: the file cannot be read, a column is missing, or a row has no number; the message names the line.
+        UserError: the file cannot be read, a column is missing or has its name in other letters (``Group``), or a row
+            has no number; the message names the line.
     """
     readers = {".csv": _csv, ".jsonl": _json_lines, ".ndjson": _json_lines, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
@@ -111,20 +113,23 @@ def _has_columns(where: object, columns: Iterable[str]) -> None:
     missing = [name for name in NEEDED if name not in there]
     if not there & {"seed", "item"}:
         missing.append("seed or item")
+    renamed = _in_small_letters(there)
     if missing:
         raise UserError(
             f"{where}: {', '.join(missing)} missing; it has {', '.join(sorted(map(str, there))) or 'nothing'}"
-            f"{_in_small_letters(missing, there)}. The "
+            f"{f' ({renamed})' if renamed else ''}. The "
             "columns are arm, metric, value and seed (or item, with one row per item); condition and group are optional"
             f"{_in_rows(missing, there)}"
         )
+    if renamed:  # an optional column, without which the verdicts would be others
+        raise UserError(f"{where}: columns are known by their names in small letters: {renamed}, or to another name")
 
 
-def _in_small_letters(missing: Iterable[str], there: Iterable[object]) -> str:
-    """What to rename, if a missing column is there in other letters."""
+def _in_small_letters(there: Collection[object]) -> str:
+    """What to rename, if a column that is not there is there in other letters."""
     small = {str(one).strip().lower(): one for one in there}
-    renamed = [f"{small[name]} to {name}" for one in missing for name in one.split(" or ") if name in small]
-    return f" (rename {', '.join(renamed)})" if renamed else ""
+    renamed = [f"{small[name]} to {name}" for name in KNOWN if name in small and name not in there]
+    return f"rename {', '.join(renamed)}" if renamed else ""
 
 
 def _in_rows(missing: Iterable[str], there: set[Any]) -> str:

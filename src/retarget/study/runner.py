@@ -165,7 +165,7 @@ def analyse(root: Path, plan: StudyPlan, later: Sequence[str] = ()) -> dict[str,
     before = earlier_summary(root)
     looks = looks_of(before, results)
     again = before.get("looks") == looks
-    filled = filled_later(before, values) if again else ""
+    filled = filled_later(before, plan.seeds, values) if again else ""
     other = judged_otherwise(before, summary, values) if again else ""
     warnings = [one for one in (unplanned_looks(plan, looks), filled, other) if one]
     warnings += [*unpaired(plan, values), *doubts_of(plan, summary)]

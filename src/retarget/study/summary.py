@@ -139,15 +139,16 @@ def earlier_summary(root: Path) -> dict[str, Any]:
     return summary
 
 
-def filled_later(before: Mapping[str, Any], values: Values) -> str:
-    """A warning if a claim was decided at the same seeds before some of its values existed; else empty.
+def filled_later(before: Mapping[str, Any], seeds: Sequence[int], values: Values) -> str:
+    """A warning if a claim was decided before some of the values of its seeds existed; else empty.
 
     Args:
         before: the content of the earlier summary.json, empty if there was none.
-        values: today's values, of the same seeds.
+        seeds: today's seeds; those that both have are compared.
+        values: today's values, by these seeds.
     """
     decided = [one for one in before.get("claims", []) if one["verdict"] in ("holds", "does not hold")]
-    new = [claim["id"] for claim in decided if any(_gained(*pair) for pair in _then_and_now(before, values, claim))]
+    new = [one["id"] for one in decided if any(_gained(*pair) for pair in _then_and_now(before, seeds, values, one))]
     if not new and not before.get("filled_later"):
         return ""
     return (
@@ -156,21 +157,23 @@ def filled_later(before: Mapping[str, Any], values: Values) -> str:
     )
 
 
-def judged_otherwise(before: Mapping[str, Any], summary: Mapping[str, Any], values: Values) -> str:
-    """A warning if claims were judged before at the same seeds by other values, as after a change of ``analyse``.
+def judged_otherwise(before: Mapping[str, Any], summary: Mapping[str, Any], values: Values, again: bool = True) -> str:
+    """A warning if claims were judged before by other values of the same seeds, as after a change of ``analyse``.
 
     Args:
         before: the content of the earlier summary.json, empty if there was none.
-        summary: that of the present one.
-        values: today's values, of the same seeds.
+        summary: that of the present one; the seeds that both have are compared.
+        values: today's values, by the seeds of ``summary``.
+        again: there are no other seeds than before, so that the estimates must be the same, too.
     """
     now = {claim["id"]: claim for claim in summary["claims"]}
     changed = []
     for claim in before.get("claims", []):
-        pairs = list(_then_and_now(before, values, claim))
+        pairs = list(_then_and_now(before, summary["seeds"], values, claim))
         if any(_gained(*pair) for pair in pairs):
             continue  # runs were completed, which filled_later tells
-        pairs.append(([claim.get("estimate")], [now.get(claim["id"], {}).get("estimate")]))  # items are not by seed
+        if again:  # items are not by seed
+            pairs.append(([claim.get("estimate")], [now.get(claim["id"], {}).get("estimate")]))
         if any(_replaced(*pair) for pair in pairs):
             changed.append(claim["id"])
     if not changed and not before.get("judged_otherwise"):
@@ -251,14 +254,23 @@ def _unshared(plan: StudyPlan, values: measured.Values) -> Iterator[str]:
 
 
 def _then_and_now(
-    before: Mapping[str, Any], values: Values, claim: Mapping[str, Any]
+    before: Mapping[str, Any], seeds: Sequence[int], values: Values, claim: Mapping[str, Any]
 ) -> Iterator[tuple[Sequence[float | None], Sequence[float | None]]]:
-    """The values of an earlier summary's claim, then and now, for each of its conditions and arms."""
+    """The values of an earlier summary's claim, then and now, for each of its conditions and arms.
+
+    Only seeds that were there then and are there now have a place in both.
+    """
     earlier = before.get("conditions", {})
     for condition in [claim["condition"]] if claim["condition"] else earlier:
         for arm in claim["arms"]:
             then = earlier.get(condition, {}).get(arm, {}).get(claim["metric"], {}).get("values", ())
-            yield then, values.get(condition, {}).get(arm, {}).get(claim["metric"], ())
+            found = dict(zip(seeds, values.get(condition, {}).get(arm, {}).get(claim["metric"], ()), strict=False))
+            pairs = [
+                (value, found[seed])
+                for seed, value in zip(before.get("seeds", ()), then, strict=False)
+                if seed in found
+            ]
+            yield [value for value, _ in pairs], [value for _, value in pairs]
 
 
 def _replaced(before: Sequence[float | None], now: Sequence[float | None]) -> bool:
