@@ -151,7 +151,7 @@ def plan(
     """The resolved plan of the study.
 
     Args:
-        preset: ``demo`` (a few tiny models, seconds each), ``small`` (the zoo, ten hours or more on two cores) or
+        preset: ``demo`` (a few tiny models, seconds each), ``small`` (the zoo, many hours on two cores) or
             ``paper`` (pipelines of CIFAR-10, for many GPUs).
         config: settings that override the preset's.
         seeds: numbers of the members to build and judge in every arm.
