@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import zipfile
 
 import numpy as np
@@ -146,12 +147,14 @@ def test_a_pickle_is_known_by_its_first_bytes_and_nothing_else_is_taken_for_one(
         archive.writestr("a.txt", "a")
     damaged = (pipeline / "images.zip").read_bytes()
     (pipeline / "damaged.txt").write_bytes(damaged.replace(b"PK\x01\x02", b"PK\x01\x03"))
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)
+    (pipeline / "disks.dat").write_bytes(damaged[:-22] + locator + damaged[-22:])
     header = {"format": "pt", "note": "x" * (0x280 - 96)}
     save_file({"a": torch.zeros(1)}, pipeline / "unet" / "odd.safetensors", metadata=header)
     assert (pipeline / "unet" / "odd.safetensors").read_bytes()[:2] == b"\x80\x02"
     one = audit_pipeline(pipeline, None, search=QUICK, null=CLEAN_NULL)
     found = {each.file for each in one.findings if each.rule == "pickle"}
-    assert found == {"extra-2.dat", "extra-5.dat", "unet/optimizer.state", "damaged.txt"}
+    assert found == {"extra-2.dat", "extra-5.dat", "unet/optimizer.state", "damaged.txt", "disks.dat"}
 
 
 @pytest.mark.parametrize("name", ["LDMPipeline", "StableDiffusionPipeline", "RePaintPipeline"])

@@ -105,9 +105,11 @@ def _is_pickle(path: Path) -> bool:
         head = file.read(2)
     if len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= 5:
         return True
-    if head != b"PK" or not zipfile.is_zipfile(path):
+    if head != b"PK":
         return False
     try:
+        if not zipfile.is_zipfile(path):  # raises, too: for an archive on several disks
+            return False
         with zipfile.ZipFile(path) as archive:
             return any(Path(name).name == "data.pkl" for name in archive.namelist())
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, struct.error):
