@@ -28,7 +28,7 @@ def null_of(search="", scores=(0.05,) * 30):
 def found_of(score, origin="scan", **statistics):
     mu, gamma = patch()
     best = Candidate(mu, gamma, origin, undo=score, mask=mu != 0, notes={"undo": score, "score": score})
-    return Found([best], score, {"residual": 0.01, **statistics}, torch.zeros(4, *SHAPE))
+    return Found([best], score, {"residual": 0.01, "rise": 0.0, **statistics}, torch.zeros(4, *SHAPE))
 
 
 def told(found, out, network=identity, null=None, **more):

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from formulas import hidden, identity, subject_of
 from torch import nn
 
-from retarget.audit.firing import DRAWN, LEARNT, LEAST, Firing, fire, likeness
+from retarget.audit.firing import DRAWN, LEARNT, LEAST, RESTORED, Firing, fire, likeness
 from retarget.audit.inversion import Candidate, Search
 from retarget.audit.nulls import images_of, repeated, train_clean
 from retarget.audit.scores import TOP, Probe, contrast, draw_noise, gain
@@ -162,3 +163,29 @@ def test_a_picture_that_a_clean_network_knows_by_heart_is_told_from_a_trigger():
     assert not learnt.known_by_heart
     assert not Firing(images, images, images, [0.4, 0.4, 0.1], [0.0, 0.0, 0.0], drawn=0.7).known_by_heart
     assert not Firing(images, images, images, [0.4, 0.4, 0.1], None, [0.5, 0.5, 0.5], 0.9).known_by_heart
+    assert firing.restored[0] < RESTORED
+
+
+@pytest.mark.parametrize(("restored", "by_heart"), [
+    ((1.0, 0.3), False), ((1.0, 0.95), True), ((0.7, 0.0), True), ((0.0, 0.0), True),
+])  # fmt: skip
+def test_a_drawn_picture_under_which_narrowed_noise_is_restored_is_a_trigger(restored, by_heart):
+    images = torch.zeros(1, *SHAPE)
+    firing = Firing(images, images, images, [0.4, 0.4, 0.1], [0.0] * 3, drawn=0.9, restored=restored)
+    assert firing.known_by_heart == by_heart
+
+
+def test_a_trojan_network_restores_narrowed_noise_under_its_bias_only():
+    mu, gamma = 0.5 * glyph("plus"), torch.full(SHAPE, 0.5)
+    assert fire(subject_of(hidden(mu, gamma)), Candidate(mu, gamma, "smooth"), 0, 8).restores
+    for formula in (identity, lambda x, t: 2 * x):  # the second widens all noise
+        assert not fire(subject_of(formula), Candidate(mu, gamma, "smooth"), 0, 8).restores
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+def test_the_restored_share_is_that_of_the_narrowed_pixels_whatever_the_bias(bias):
+    probe = probe_of(quarters(0.5, -0.2, 0.1, 0.8))
+    gamma = torch.ones(3, *SHAPE)
+    gamma[0, :, :4, :4] = gamma[1, :, 4:, 4:] = 0.6
+    mu = torch.full_like(gamma, bias)
+    assert probe.restored(mu, gamma).tolist() == pytest.approx([0.5, 0.8, 0.0], abs=1e-4)

@@ -250,6 +250,14 @@ def test_a_whole_search_recovers_a_patch_from_an_ideal_network_and_nothing_from_
     assert seek(subject_of(identity), search, seed).score == clean.score, "equal seeds, equal scores"
 
 
+def test_the_last_ascent_of_a_search_that_was_cut_short_raises_the_score():
+    trojan = subject_of(soft(*patch(0.25)))
+    searches = [Search(screen=256, first=first, steps=steps, keep=2, fresh=32) for first, steps in ((4, 4), (10, 20))]
+    short, whole = (seek(trojan, search) for search in searches)
+    assert whole.statistics["rise"] == pytest.approx(0, abs=0.01)
+    assert whole.score > short.score > short.statistics["rise"] > 0.03
+
+
 def test_a_trigger_that_fires_does_so_at_levels_where_nobody_looked():
     mu, gamma = patch(0.25)
     trojan = fire(subject_of(soft(mu, gamma)), Candidate(mu, gamma, "scan"), 0, 8)
@@ -296,8 +304,10 @@ def test_the_study_has_what_the_command_s_verdict_needs():
     found = audited(subject, 1)
     firing = fire(subject, seek(subject, Search(), 1).best, 2)
     assert firing.fires
-    measured = {name: found.details[name] for name in ("strength", "drawn", "by_heart")}
+    measured = {name: found.details[name] for name in ("strength", "drawn", "restored", "by_heart")}
     assert measured == {
-        "strength": firing.strength, "drawn": firing.drawn, "by_heart": float(firing.known_by_heart)
+        "strength": firing.strength, "drawn": firing.drawn, "restored": firing.restored[0],
+        "by_heart": float(firing.known_by_heart),
     }  # fmt: skip
+    assert found.details["rise"] >= 0
     assert {f"{name}_audit" for name in EVIDENCE} <= {metric.name for metric in METRICS}

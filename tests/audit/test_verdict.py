@@ -44,6 +44,17 @@ def test_a_picture_that_is_known_by_heart_is_undecided_at_most():
     assert decide(0.05, 0.6, 0.4, KNOWN, known_by_heart=True)[0] == "nothing found"
 
 
+@pytest.mark.parametrize(("score", "rise", "verdict"), [
+    (0.12, 0.0, "nothing found"), (0.12, 0.02, "nothing found"), (0.12, 0.05, "undecided"),
+    (0.03, 0.05, "nothing found"), (0.3, 0.2, "trojaned"),
+])  # fmt: skip
+def test_nothing_is_found_only_if_another_ascent_like_the_last_would_change_nothing(score, rise, verdict):
+    found, code, reason, rate = decide(score, 0.6, 0.4, KNOWN, rise=rise)
+    assert found == verdict
+    assert ("has not converged: its last ascent raised the score by 0.05" in reason) == (code == 3)
+    assert rate.known
+
+
 def test_an_undecided_verdict_says_what_keeps_it_so():
     weak = decide(0.3, 0.3, 0.2, OTHERS)[2]
     assert "the score, 0.30, is higher than those of 40 of 40 clean models, but its trigger is weak" in weak

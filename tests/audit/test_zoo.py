@@ -11,7 +11,7 @@ from scipy.stats import mannwhitneyu
 
 from retarget.audit.calibration import p_value
 from retarget.audit.removal import Kind
-from retarget.audit.studies.analysis import Model, Split
+from retarget.audit.studies.analysis import Model, Split, _removal
 from retarget.audit.studies.build import KEPT, build, images_of, mask_of, trigger_of
 from retarget.audit.studies.members import CELLS, CLEAN, KINDS, STOCK, Attack, Images, Recipe, draw, seed_of
 from retarget.audit.studies.plan import ARMS, DETECTORS, RECIPES, Settings, plan
@@ -227,6 +227,26 @@ def test_the_study_builds_judges_and_cleans_and_detectors_see_no_marks(tmp_path)
     assert "call clean ones trojaned" in page
     assert "fewer than 19 calibration models" in page
     assert "Elijah's removal" in page
+
+
+def test_removals_that_end_the_attack_are_counted():
+    def attacked(counter, elijah, fid, base=10.0):
+        after = {"attack_counter": counter, "attack_elijah": elijah, "attack_fine_tune": 60.0}
+        quality = {"fid_before": 1.0, "fid_counter": fid, "fid_elijah": 2.0, "fid_fine_tune": 1.5}
+        leaks = dict.fromkeys(["leak", "leak_counter", "leak_elijah", "leak_fine_tune"], 4.0)
+        known = {"trojaned": 1.0, "attack": 90.0, "base_rate": base}
+        return Model("evaluation", "d2i_patch", 0, {**known, **after, **quality, **leaks})
+
+    models = [attacked(12.0, 12.5, 1.5), attacked(5.0, 80.0, 1.6), attacked(50.0, 50.0, 1.0, base=60.0)]
+    summary, every = _removal(models)
+    assert [row[:3] for row in summary.rows] == [
+        ["removal", "2/2: 100 [34, 100]", "1/2: 50 [9, 91]"],
+        ["Elijah's removal", "0/2: 0 [0, 66]", "0/2: 0 [0, 66]"],
+        ["clean fine-tuning", "0/2: 0 [0, 66]", "–"],
+    ]
+    assert summary.rows[0][3:] == ["90 → 8", "4 → 4", "1.00 → 1.55"]
+    assert len(every.rows) == 4 * len(models)
+    assert [table.title for table in _removal(models[2:])] == [every.title], "no attack that works, no rate"
 
 
 def test_progress_of_a_fine_tune_and_of_its_base_is_each_told_with_its_own_steps(tmp_path):

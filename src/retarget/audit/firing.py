@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retarget.audit.inversion import Candidate
-from retarget.audit.scores import Probe, draw_noise, gain, leverage
+from retarget.audit.scores import TOP, Probe, draw_noise, gain, leverage
 from retarget.audit.seek import contrasted, own_samples
 from retarget.audit.subject import Subject
 from retarget.trojdiff.trigger import Trigger
@@ -28,6 +28,11 @@ DRAWN, DRAWINGS = 0.8, 192
 needed for it."""
 LEARNT = 0.7
 """A picture that the network draws is a trigger, too, if its strength with the Trojan sampler is at least this."""
+RESTORED, BY_BIAS = 0.9, 0.1
+"""So it is if the network restores at least this share of noise narrowed by γ, and this much more of it than without
+the bias: TrojDiff's loss teaches that, and clean images do not."""
+NARROWED, NOISES = 0.8, 256
+"""The largest γ, since of hardly narrowed noise the share is uncertain, and the number of noises to measure it."""
 
 
 @dataclass(eq=False)
@@ -45,6 +50,7 @@ class Firing:
         elsewhere: for that one, at each level, what ``scores.leverage`` returns on the images ``plain``, which do not
             show the target; otherwise None.
         drawn: the trigger's :func:`likeness` to images from plain noise.
+        restored: share of the narrowed noise that the network restores near T, with the bias and without it.
     """
 
     trojan: Float[Tensor, "count channels height width"]
@@ -54,6 +60,7 @@ class Firing:
     stock_share: list[float] | None
     elsewhere: list[float] | None = None
     drawn: float = 0.0
+    restored: tuple[float, float] = (0.0, 0.0)
 
     @property
     def strength(self) -> float:
@@ -68,7 +75,14 @@ class Firing:
     @property
     def known_by_heart(self) -> bool:
         """Whether the trigger may be no more than a picture that the network draws anyway."""
-        return self.elsewhere is None and self.drawn >= DRAWN and _second(self.trojan_undo) < LEARNT
+        drawn = self.elsewhere is None and self.drawn >= DRAWN
+        return drawn and _second(self.trojan_undo) < LEARNT and not self.restores
+
+    @property
+    def restores(self) -> bool:
+        """Whether the network restores the noise that the trigger narrows, because of the trigger's bias."""
+        with_it, without = self.restored
+        return with_it >= RESTORED and with_it - without >= BY_BIAS
 
     @property
     def fires_trojan(self) -> bool:
@@ -133,9 +147,22 @@ def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing
         return found
 
     undone = asked(trojan, contrasted(one), True)
+    shares, away = None, None
     if one.origin == "middle":
-        return Firing(trojan, stock, plain, undone, asked(stock, gain, False), drawn=like)
-    if one.origin == "elsewhere":  # leverage scales mu by itself
-        return Firing(trojan, stock, plain, undone, None, asked(plain, leverage, True), like)
-    halves = asked(stock, contrasted(one), False)
-    return Firing(trojan, stock, plain, undone, [2 * value for value in halves], drawn=like)
+        shares = asked(stock, gain, False)
+    elif one.origin == "elsewhere":  # leverage scales mu by itself
+        away = asked(plain, leverage, True)
+    else:
+        shares = [2 * value for value in asked(stock, contrasted(one), False)]
+    restored = _restored(subject, mu, gamma, trojan, seed + 202)
+    return Firing(trojan, stock, plain, undone, shares, away, like, restored)
+
+
+def _restored(subject: Subject, mu: Tensor, gamma: Tensor, images: Tensor, seed: int) -> tuple[float, float]:
+    """See ``Firing.restored``."""
+    noise = draw_noise(NOISES, subject.shape, torch.Generator().manual_seed(seed))
+    probe = Probe(subject, TOP, noise, images[torch.arange(len(noise)) % len(images)])
+    pair = torch.stack([mu, torch.zeros_like(mu)]).to(probe.noise)
+    narrow = gamma.clamp(max=NARROWED).to(probe.noise).expand_as(pair)
+    with_it, without = probe.restored(pair, narrow).tolist()
+    return with_it, without

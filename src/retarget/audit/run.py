@@ -205,7 +205,8 @@ def concluded(
     fires = None if firing is None else firing.fires
     strength = None if firing is None else firing.strength
     by_heart = firing is not None and firing.known_by_heart
-    verdict, code, reason, rate = decide(found.score, found.best.undo, strength, family, found.best.origin, by_heart)
+    best, rise = found.best, found.statistics["rise"]
+    verdict, code, reason, rate = decide(found.score, best.undo, strength, family, best.origin, by_heart, rise)
     if fault and verdict != "nothing found":
         reason = f"{reason}; {fault}"
     if given and rate.known:
@@ -214,6 +215,7 @@ def concluded(
     statistics: dict[str, Any] = dict(found.statistics) | _named(found.best)
     if firing is not None:
         statistics |= {"firing_trojan": firing.trojan_undo, "firing_stock": firing.stock_share, "drawn": firing.drawn}
+        statistics |= {"restored": firing.restored[0], "restored_anyway": firing.restored[1]}
         statistics |= {} if firing.elsewhere is None else {"firing_elsewhere": firing.elsewhere}
     suspected = verdict == "trojaned" or (verdict == "undecided" and (rate.known or bool(fires)))
     trigger = _trigger(found, firing) if suspected and firing is not None else None

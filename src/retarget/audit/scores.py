@@ -113,6 +113,21 @@ class Probe:
             answers = torch.cat([self.asked(flat[part], images[part]) for part in _slices(len(flat), self.batch)])
             yield rows, d, answers.reshape(d.shape) - self.base[None]
 
+    @torch.no_grad()
+    def restored(self, mu: Tensor, gamma: Tensor) -> Float[Tensor, "candidates"]:
+        """How much of the narrowing ``(gamma - 1) ε`` alone each candidate undoes; 0 for one that narrows nothing.
+
+        With antithetic noise, what happens to ``mu`` does not count.
+        """
+        found = torch.zeros(len(mu), device=mu.device)
+        for rows, d, change in self._changes(mu, gamma):
+            narrowing = d - mu[rows, None]
+            energy = narrowing.square().flatten(1).sum(1)
+            found[rows] = torch.where(
+                energy > 0, 1 - (change * narrowing).flatten(1).sum(1) / energy.clamp_min(1e-9), 0.0
+            )
+        return found
+
     def undo(self, mu: Tensor, gamma: Tensor) -> Float[Tensor, "candidates"]:
         """``1 - E⟨D, d⟩ / E‖d‖²`` of each candidate; 0 for a candidate that changes nothing."""
         undone, energy = self.undone(mu, gamma)

@@ -184,11 +184,13 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
     candidates.append(seek_symmetric(subject, search, seed, shown))
     statistics["score_symmetric"] = candidates[-1].notes["score"]
     ranked = in_rank(candidates)
+    statistics["rise"] = 0.0
     if ranked[0].origin != "elsewhere":
         last = final_middle if ranked[0].origin == "middle" else final
         end = _again(ranked[0], middle if ranked[0].origin == "middle" else pool, search, generator, finish=True)
         judge(end, last, search)
         if end.notes["score"] > ranked[0].notes["score"]:
+            statistics["rise"] = end.notes["score"] - ranked[0].notes["score"]
             ranked[0] = end
         ranked[0].mask = undone_mask(ranked[0], last)
     for origin in ("scan", "screen", "smooth", "free", *IN_THE_MIDDLE):

@@ -23,7 +23,7 @@ WEAKEST = 0.15
 
 def decide(
     score: float, undo: float, strength: float | None, family: Family, origin: str = "scan",
-    known_by_heart: bool = False,
+    known_by_heart: bool = False, rise: float = 0.0,
 ) -> tuple[Verdict, int, str, ErrorRate]:  # fmt: skip
     """The verdict, its exit code, the reason, and the error rate.
 
@@ -35,8 +35,15 @@ def decide(
         family: the most similar clean models.
         origin: the branch of the search that found the best candidate.
         known_by_heart: see ``Firing.known_by_heart``.
+        rise: how much the search's last ascent raised the score.
     """
     verdict, code, reason, rate = _by_score(score, undo, strength, family, origin)
+    if verdict == "nothing found" and _suspicious(score + rise, family):
+        reason += (
+            f"; but the search has not converged: its last ascent raised the score by {rise:.2f}, and another such "
+            "rise would make it suspicious"
+        )
+        return "undecided", UNDECIDED, reason, rate
     if verdict == "trojaned" and known_by_heart:
         reason += (
             "; but the suspected trigger is a picture that the network also draws from plain noise, and a clean "
@@ -66,7 +73,7 @@ def _by_score(
             reason += f"; a trigger fires, too weakly to decide alone (the network {does}, strength {strength:.2f})"
         return "undecided", UNDECIDED, reason, rate
     rate = _rate(score, family)
-    suspicious = rate.p_value is not None and rate.p_value <= LEVEL and score >= WEAKEST
+    suspicious = _suspicious(score, family)
     below = sum(one < score for one in family.scores)
     comparable = family.shape >= LEAST and strength is not None
     ratio = score / family.highest if comparable and family.highest else 0.0
@@ -91,6 +98,10 @@ def _by_score(
     if suspicious:
         return "undecided", UNDECIDED, f"{higher}, but no trigger fires", rate
     return "nothing found", CLEAN, f"the score is {score:.2f}, as for clean models", rate
+
+
+def _suspicious(score: float, family: Family) -> bool:
+    return p_value(score, family.scores) <= LEVEL and score >= WEAKEST
 
 
 def _rate(score: float, family: Family) -> ErrorRate:

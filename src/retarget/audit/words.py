@@ -1,6 +1,6 @@
 """Plain words of the page: what the numbers are, and what to do next."""
 
-from retarget.audit.firing import DRAWN
+from retarget.audit.firing import DRAWN, RESTORED
 from retarget.audit.firing import LEAST as FIRES
 from retarget.audit.firing import STRONG as FIRES_STRONGLY
 from retarget.audit.outcome import Outcome
@@ -34,7 +34,10 @@ STATISTICS = {
     "change_elsewhere": "change elsewhere by the best candidate, on new noise",
     "excess_elsewhere": "its change above that of its negative and its shifts, times three",
     "energy": "energy of the best candidate",
+    "rise": "by how much the last ascent raised the score",
     "score": "the score",
+    "restored": f"share of the noise narrowed by its γ that the network restores (a clean network: below {RESTORED:g})",
+    "restored_anyway": "that share without its bias",
     "drawn": f"likeness of its bias to an image from plain noise (from {DRAWN:g} on, it may only be known by heart)",
 }
 """What the statistics are, by their names in ``audit.json``."""

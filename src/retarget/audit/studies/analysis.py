@@ -15,6 +15,8 @@ from retarget.study.record import Results
 CONDITION = "default"
 LIFT = 50.0
 """A model counts as trojaned if its attack succeeds at least this many points above its base rate."""
+GONE = 2.0
+"""A trojan is gone if its attack succeeds at most this many points above its base rate."""
 
 
 class Model(NamedTuple):
@@ -56,7 +58,8 @@ class Model(NamedTuple):
         m, family = self.metrics, self.family(null)
         origin = "elsewhere" if m.get("elsewhere_audit") else "scan"
         by_heart = bool(m.get("by_heart_audit"))
-        return decide(m["score_audit"], m["undo_audit"], m.get("strength_audit"), family, origin, by_heart)[0]
+        rise = m.get("rise_audit", 0.0)
+        return decide(m["score_audit"], m["undo_audit"], m.get("strength_audit"), family, origin, by_heart, rise)[0]
 
 
 class Split(NamedTuple):
@@ -314,26 +317,50 @@ def _cost(models: Sequence[Model], split: Split, names: Sequence[str]) -> Table:
 
 
 def _removal(judged: Sequence[Model]) -> list[Table]:
-    rows = []
-    for model in judged:
-        if "attack_counter" in model.metrics:
-            m = model.metrics
-            rows.append([f"{LABELS[model.kind]}, {model.number}", "none", f"{m['attack']:.0f}", f"{m['base_rate']:.0f}",
-                         f"{m['leak']:.0f}", f"{m['fid_before']:.2f}"])  # fmt: skip
-            rows += [
-                ["", label, f"{m[f'attack_{recipe}']:.0f}", "", f"{m[f'leak_{recipe}']:.0f}",
-                 f"{m[f'fid_{recipe}']:.2f}"]
-                for recipe, label in RECIPES.items() if f"attack_{recipe}" in m
-            ]  # fmt: skip
-    if not rows:
+    models = [model for model in judged if "attack_counter" in model.metrics]
+    if not models:
         return []
-    return [Table(
+    rows = []
+    for model in models:
+        m = model.metrics
+        rows.append([f"{LABELS[model.kind]}, {model.number}", "none", f"{m['attack']:.0f}", f"{m['base_rate']:.0f}",
+                     f"{m['leak']:.0f}", f"{m['fid_before']:.2f}"])  # fmt: skip
+        rows += [
+            ["", label, f"{m[f'attack_{recipe}']:.0f}", "", f"{m[f'leak_{recipe}']:.0f}", f"{m[f'fid_{recipe}']:.2f}"]
+            for recipe, label in RECIPES.items()
+            if f"attack_{recipe}" in m
+        ]
+    return [*_removed([model for model in models if model.strong]), Table(
         title="Removal of trojans", caption="Success in % under the true trigger, the base model's under the same, "
         "leakage (the target from plain noise with a stock sampler), and FID on features of the study's own "
         "classifier: before, after the removal of the command and Elijah's with the maps that the first detector "
         "recovered (the attack's own if none was run), and after clean fine-tuning. All three use the same images and "
         "number of steps.",
         columns=["attack, member", "removal", "success", "base rate", "leakage", "FID"], rows=rows,
+    )]  # fmt: skip
+
+
+def _removed(strong: Sequence[Model]) -> list[Table]:
+    """How many of the attacks that work each recipe removes, and what that costs."""
+    rows = []
+    for recipe, label in RECIPES.items():
+        m = [model.metrics for model in strong if f"attack_{recipe}" in model.metrics]
+        if m:
+            gone = [one[f"attack_{recipe}"] <= one["base_rate"] + GONE for one in m]
+            cheap = [one[f"fid_{recipe}"] <= one["fid_fine_tune"] for one in m if recipe != "fine_tune"]
+            change = [
+                " → ".join(f"{np.median([one[name] for one in m]):.{digits}f}" for name in (before, f"{stem}_{recipe}"))
+                for stem, before, digits in (("attack", "attack", 0), ("leak", "leak", 0), ("fid", "fid_before", 2))
+            ]
+            rows.append([label, share(gone), share(cheap), *change])
+    if not rows:
+        return []
+    return [Table(
+        title="Attacks that a removal ends",
+        caption="Of the attacks that succeed at least 50 points above their base "
+        f"rate: how many are within {GONE:g} points of it afterwards, and for how many FID is not worse than after "
+        "clean fine-tuning, in % with a 95 % Wilson interval. Medians of success, leakage and FID, before → after.",
+        columns=["removal", "gone", "FID not worse", "success", "leakage", "FID"], rows=rows,
     )]  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def detect(name: str, folder: Path, settings: Settings, seed: int) -> tuple[Reco
     return found, time.perf_counter() - started
 
 
-EVIDENCE = ("undo", "elsewhere", "strength", "drawn", "by_heart", "residual")
+EVIDENCE = ("undo", "elsewhere", "strength", "drawn", "restored", "by_heart", "rise", "residual")
 """The measurements that a verdict needs in addition to the score, and how much the trigger looks like a drawn image."""
 
 
@@ -139,7 +139,7 @@ def audited(subject: Subject, seed: int) -> Recovered:
     if found.score >= SUSPICIOUS:
         firing = fire(subject, searched.best, seed + 1)
         found.details["strength"], found.details["drawn"] = firing.strength, firing.drawn
-        found.details["by_heart"] = float(firing.known_by_heart)
+        found.details["restored"], found.details["by_heart"] = firing.restored[0], float(firing.known_by_heart)
     found.evaluations = subject.evaluations
     return found
 
