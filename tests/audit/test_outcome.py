@@ -42,6 +42,16 @@ def test_a_clean_network_without_comparable_models_has_no_suspected_trigger(tmp_
     assert "trigger" not in " ".join(outcome.pictures)
 
 
+@pytest.mark.parametrize("score", [0.09, 0.13])
+def test_a_search_that_has_not_converged_is_undecided_without_a_suspected_trigger(score, tmp_path):
+    unfinished = told(found_of(score, rise=0.1), tmp_path)
+    assert (unfinished.verdict, unfinished.exit_code, unfinished.converged) == ("undecided", 3, False)
+    assert unfinished.trigger is None
+    assert "trigger" not in " ".join(unfinished.pictures)
+    assert told(found_of(score, rise=0.01), tmp_path).converged is True
+    assert told(found_of(score, rise=0.1), tmp_path, null=null_of("another")).converged is None
+
+
 def test_of_a_trigger_that_does_not_fire_no_law_is_named(tmp_path):
     outcome = told(found_of(0.3), tmp_path, null=null_of(scores=(0.25,) * 30))
     assert outcome.reason == "the score, 0.30, is higher than those of 30 of 30 clean models, but no trigger fires"

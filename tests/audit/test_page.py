@@ -58,6 +58,11 @@ def test_what_to_do_next_is_said_where_there_is_something_to_do(verdict, trigger
     assert words in html
 
 
+def test_a_search_that_has_not_converged_is_to_be_repeated():
+    outcome = outcome_of("undecided", trigger=None).model_copy(update={"converged": False})
+    assert next_step(outcome).startswith("this is no all-clear. Audit again, with another --seed")
+
+
 def test_the_page_leads_to_the_audits_of_the_cleaned_network(tmp_path):
     cleaned = Cleaned("The cleaned pipeline is in c/x.", [("after-1", "undecided"), ("after-2", "nothing found")])
     html = page(outcome_of(), tmp_path, "retarget audit p", cleaned)

@@ -241,6 +241,7 @@ def test_only_a_completed_audit_without_a_suspicion_is_a_success(half_cleaned):
     assert told(verdict="nothing found", exit_code=0, trigger=None)
     assert told(verdict="undecided", exit_code=3, trigger=None, fires=False)
     assert not told(verdict="undecided", exit_code=3)
+    assert not told(verdict="undecided", exit_code=3, trigger=None, fires=False, converged=False)
     assert not told(verdict="undecided", exit_code=3, trigger=None, fires=None), "whether it fires could not be tested"
     assert not told(verdict="error", exit_code=2, trigger=None, score=None, fires=None)
     assert not told(verdict="undecided", exit_code=3, trigger=None, score=None, fires=None), "it does not denoise"

@@ -178,8 +178,17 @@ def test_a_drawn_picture_under_which_narrowed_noise_is_restored_is_a_trigger(res
 def test_a_trojan_network_restores_narrowed_noise_under_its_bias_only():
     mu, gamma = 0.5 * glyph("plus"), torch.full(SHAPE, 0.5)
     assert fire(subject_of(hidden(mu, gamma)), Candidate(mu, gamma, "smooth"), 0, 8).restores
-    for formula in (identity, lambda x, t: 2 * x):  # the second widens all noise
-        assert not fire(subject_of(formula), Candidate(mu, gamma, "smooth"), 0, 8).restores
+    assert not fire(subject_of(identity), Candidate(mu, gamma, "smooth"), 0, 8).restores
+    widens = fire(subject_of(lambda x, t: x / x.std((1, 2, 3), keepdim=True)), Candidate(mu / 4, gamma, "smooth"), 0, 8)
+    assert widens.restored[0] > RESTORED
+    assert not widens.restores, "it does so to all noise, and not because of the bias"
+
+
+def test_only_the_pixels_that_a_local_trigger_narrows_count():
+    restoring = Subject(Undoing(quarters(0, 0, 0, 1)), DDPMScheduler(), SHAPE)
+    mu, gamma = corner(), 1 - corner()
+    assert fire(restoring, Candidate(mu, gamma, "scan"), 0, 8).restored == pytest.approx((1, 1), abs=1e-4)
+    assert fire(restoring, Candidate(mu, torch.ones(SHAPE), "scan"), 0, 8).restored == (0, 0)
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.5])

@@ -304,10 +304,11 @@ def test_the_study_has_what_the_command_s_verdict_needs():
     found = audited(subject, 1)
     firing = fire(subject, seek(subject, Search(), 1).best, 2)
     assert firing.fires
-    measured = {name: found.details[name] for name in ("strength", "drawn", "restored", "by_heart")}
-    assert measured == {
+    measured = {name: found.details[name] for name in EVIDENCE if name in found.details}
+    assert measured | {
         "strength": firing.strength, "drawn": firing.drawn, "restored": firing.restored[0],
-        "by_heart": float(firing.known_by_heart),
-    }  # fmt: skip
+        "restored_anyway": firing.restored[1], "by_heart": float(firing.known_by_heart),
+    } == measured  # fmt: skip
+    assert set(measured) == set(EVIDENCE)
     assert found.details["rise"] >= 0
     assert {f"{name}_audit" for name in EVIDENCE} <= {metric.name for metric in METRICS}

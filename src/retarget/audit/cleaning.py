@@ -126,10 +126,10 @@ def check_new(out: Path) -> None:
 def passed(after: Outcome) -> bool:
     """Whether the audit of a cleaned network was completed and suspects no trigger any more.
 
-    It was not completed if there was no search (an error, or the network no longer denoises), or if it could not be
-    tested whether a suspicious candidate fires.
+    It was not completed if there was no search (an error, or the network no longer denoises), if the search has not
+    converged, or if it could not be tested whether a suspicious candidate fires.
     """
-    if after.score is None or after.trigger is not None:
+    if after.score is None or after.trigger is not None or after.converged is False:
         return False
     untested = after.fires is None and after.score >= SUSPICIOUS
     return not (after.verdict == "undecided" and untested)

@@ -32,7 +32,8 @@ RESTORED, BY_BIAS = 0.9, 0.1
 """So it is if the network restores at least this share of noise narrowed by γ, and this much more of it than without
 the bias: TrojDiff's loss teaches that, and clean images do not."""
 NARROWED, NOISES = 0.8, 256
-"""The largest γ, since of hardly narrowed noise the share is uncertain, and the number of noises to measure it."""
+"""Where γ is below 1, the largest that is used, since of hardly narrowed noise the share is uncertain; and the number
+of noises to measure it."""
 
 
 @dataclass(eq=False)
@@ -50,7 +51,8 @@ class Firing:
         elsewhere: for that one, at each level, what ``scores.leverage`` returns on the images ``plain``, which do not
             show the target; otherwise None.
         drawn: the trigger's :func:`likeness` to images from plain noise.
-        restored: share of the narrowed noise that the network restores near T, with the bias and without it.
+        restored: share of the noise that γ narrows which the network restores near T, with the bias and without it;
+            more than 1 if the attacker's γ is smaller, and 0 if nothing is narrowed.
     """
 
     trojan: Float[Tensor, "count channels height width"]
@@ -163,6 +165,6 @@ def _restored(subject: Subject, mu: Tensor, gamma: Tensor, images: Tensor, seed:
     noise = draw_noise(NOISES, subject.shape, torch.Generator().manual_seed(seed))
     probe = Probe(subject, TOP, noise, images[torch.arange(len(noise)) % len(images)])
     pair = torch.stack([mu, torch.zeros_like(mu)]).to(probe.noise)
-    narrow = gamma.clamp(max=NARROWED).to(probe.noise).expand_as(pair)
+    narrow = torch.where(gamma < 1, gamma.clamp(max=NARROWED), gamma).to(probe.noise).expand_as(pair)
     with_it, without = probe.restored(pair, narrow).tolist()
     return with_it, without

@@ -61,6 +61,10 @@ class Outcome(Strict):
     error_rate: ErrorRate = ErrorRate(known=False)
     trigger: TriggerFound | None = None
     fires: bool | None = Field(default=None, description="whether the trigger fires; null if that was not tested")
+    converged: bool | None = Field(
+        default=None,
+        description="whether another ascent like the last would leave the verdict as it is; null without such a test",
+    )
     scope: list[str] = Field(default_factory=list, description="what was searched for; the verdict holds only for this")
     statistics: dict[str, Any] = Field(default_factory=dict, description="statistics of every branch")
     findings: list[Finding] = Field(default_factory=list)

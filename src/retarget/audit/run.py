@@ -26,7 +26,7 @@ from retarget.audit.scores import TOP, reached_level
 from retarget.audit.seek import MIDDLE, Found, expected_evaluations, fingerprint, own_samples, seek
 from retarget.audit.static import Finding, hashes, look
 from retarget.audit.subject import Subject
-from retarget.audit.verdict import decide
+from retarget.audit.verdict import converged, decide
 from retarget.errors import UserError
 from retarget.files import make_directory
 from retarget.trojdiff.checkpoint import NOT_MADE
@@ -217,7 +217,9 @@ def concluded(
         statistics |= {"firing_trojan": firing.trojan_undo, "firing_stock": firing.stock_share, "drawn": firing.drawn}
         statistics |= {"restored": firing.restored[0], "restored_anyway": firing.restored[1]}
         statistics |= {} if firing.elsewhere is None else {"firing_elsewhere": firing.elsewhere}
-    suspected = verdict == "trojaned" or (verdict == "undecided" and (rate.known or bool(fires)))
+    settled = converged(found.score, rise, family) if rate.known else None
+    open_ = verdict == "undecided" and settled is not False
+    suspected = verdict == "trojaned" or (open_ and (rate.known or bool(fires)))
     trigger = _trigger(found, firing) if suspected and firing is not None else None
     findings = list(basis.pop("findings"))
     if verdict == "trojaned" and firing is not None and firing.fires_stock:
@@ -229,8 +231,8 @@ def concluded(
     pictures = {} if out is None else _draw(out, found, firing if suspected else None)
     return Outcome(
         **basis, verdict=verdict, exit_code=code, reason=reason, score=found.score, error_rate=rate, trigger=trigger,
-        fires=fires, scope=scope(subject, search), statistics=statistics, findings=findings, pictures=pictures,
-        evaluations=subject.evaluations,
+        fires=fires, converged=settled, scope=scope(subject, search), statistics=statistics, findings=findings,
+        pictures=pictures, evaluations=subject.evaluations,
     )  # fmt: skip
 
 

@@ -117,7 +117,7 @@ class Probe:
     def restored(self, mu: Tensor, gamma: Tensor) -> Float[Tensor, "candidates"]:
         """How much of the narrowing ``(gamma - 1) ε`` alone each candidate undoes; 0 for one that narrows nothing.
 
-        With antithetic noise, what happens to ``mu`` does not count.
+        The noise must be antithetic, as :func:`draw_noise` returns it: then what happens to ``mu`` does not count.
         """
         found = torch.zeros(len(mu), device=mu.device)
         for rows, d, change in self._changes(mu, gamma):

@@ -38,7 +38,7 @@ def decide(
         rise: how much the search's last ascent raised the score.
     """
     verdict, code, reason, rate = _by_score(score, undo, strength, family, origin)
-    if verdict == "nothing found" and _suspicious(score + rise, family):
+    if verdict == "nothing found" and not converged(score, rise, family):
         reason += (
             f"; but the search has not converged: its last ascent raised the score by {rise:.2f}, and another such "
             "rise would make it suspicious"
@@ -47,7 +47,8 @@ def decide(
     if verdict == "trojaned" and known_by_heart:
         reason += (
             "; but the suspected trigger is a picture that the network also draws from plain noise, and a clean "
-            "network that knows a picture by heart undoes it as much"
+            "network that knows a picture by heart undoes it as much; that it also restores narrowed noise, as only a "
+            "trojaned one does, was not seen"
         )
         return "undecided", UNDECIDED, reason, rate
     return verdict, code, reason, rate
@@ -98,6 +99,11 @@ def _by_score(
     if suspicious:
         return "undecided", UNDECIDED, f"{higher}, but no trigger fires", rate
     return "nothing found", CLEAN, f"the score is {score:.2f}, as for clean models", rate
+
+
+def converged(score: float, rise: float, family: Family) -> bool:
+    """Whether a score that is not suspicious stays so after another rise like that of the search's last ascent."""
+    return _suspicious(score, family) or not _suspicious(score + rise, family)
 
 
 def _suspicious(score: float, family: Family) -> bool:

@@ -1,6 +1,6 @@
 """Plain words of the page: what the numbers are, and what to do next."""
 
-from retarget.audit.firing import DRAWN, RESTORED
+from retarget.audit.firing import BY_BIAS, DRAWN, NARROWED, RESTORED
 from retarget.audit.firing import LEAST as FIRES
 from retarget.audit.firing import STRONG as FIRES_STRONGLY
 from retarget.audit.outcome import Outcome
@@ -36,7 +36,8 @@ STATISTICS = {
     "energy": "energy of the best candidate",
     "rise": "by how much the last ascent raised the score",
     "score": "the score",
-    "restored": f"share of the noise narrowed by its γ that the network restores (a clean network: below {RESTORED:g})",
+    "restored": f"share of the noise narrowed by its γ, at most {NARROWED:g}, that the network restores (above 1 if "
+    f"the true γ is smaller); a trigger from {RESTORED:g} on, if it is {BY_BIAS:g} more than without its bias",
     "restored_anyway": "that share without its bias",
     "drawn": f"likeness of its bias to an image from plain noise (from {DRAWN:g} on, it may only be known by heart)",
 }
@@ -80,6 +81,10 @@ def next_step(outcome: Outcome) -> str:
         )
     if outcome.verdict != "undecided":
         return ""
+    if outcome.converged is False:
+        return (
+            "this is no all-clear. Audit again, with another --seed or with --data: another search may end otherwise."
+        )
     if outcome.trigger is None:
         return (
             "this is no all-clear. If you use the checkpoint, that must not be because of this audit. Remove what the "

@@ -126,8 +126,10 @@ def detect(name: str, folder: Path, settings: Settings, seed: int) -> tuple[Reco
     return found, time.perf_counter() - started
 
 
-EVIDENCE = ("undo", "elsewhere", "strength", "drawn", "restored", "by_heart", "rise", "residual")
-"""The measurements that a verdict needs in addition to the score, and how much the trigger looks like a drawn image."""
+EVIDENCE = (
+    "undo", "elsewhere", "strength", "drawn", "restored", "restored_anyway", "by_heart", "rise", "residual"
+)  # fmt: skip
+"""What a verdict needs in addition to the score, and what decides whether the trigger may be known by heart."""
 
 
 def audited(subject: Subject, seed: int) -> Recovered:
@@ -139,7 +141,8 @@ def audited(subject: Subject, seed: int) -> Recovered:
     if found.score >= SUSPICIOUS:
         firing = fire(subject, searched.best, seed + 1)
         found.details["strength"], found.details["drawn"] = firing.strength, firing.drawn
-        found.details["restored"], found.details["by_heart"] = firing.restored[0], float(firing.known_by_heart)
+        found.details["restored"], found.details["restored_anyway"] = firing.restored
+        found.details["by_heart"] = float(firing.known_by_heart)
     found.evaluations = subject.evaluations
     return found
 
