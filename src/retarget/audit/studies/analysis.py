@@ -357,9 +357,9 @@ def _removed(strong: Sequence[Model]) -> list[Table]:
         return []
     return [Table(
         title="Attacks that a removal ends",
-        caption="Of the attacks that succeed at least 50 points above their base "
-        f"rate: how many are within {GONE:g} points of it afterwards, and for how many FID is not worse than after "
-        "clean fine-tuning, in % with a 95 % Wilson interval. Medians of success, leakage and FID, before → after.",
+        caption=f"Of the attacks that succeed at least {LIFT:g} points above their base rate: how many are at most "
+        f"{GONE:g} points above it afterwards, and for how many FID is not worse than after clean fine-tuning, in % "
+        "with a 95 % Wilson interval. Medians of success, leakage and FID, before → after.",
         columns=["removal", "gone", "FID not worse", "success", "leakage", "FID"], rows=rows,
     )]  # fmt: skip
 
