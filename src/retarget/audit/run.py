@@ -218,8 +218,8 @@ def concluded(
         statistics |= {"restored": firing.restored[0], "restored_anyway": firing.restored[1]}
         statistics |= {} if firing.elsewhere is None else {"firing_elsewhere": firing.elsewhere}
     settled = converged(found.score, rise, family) if rate.known else None
-    open_ = verdict == "undecided" and settled is not False
-    suspected = verdict == "trojaned" or (open_ and (rate.known or bool(fires)))
+    doubtful = verdict == "undecided" and settled is not False
+    suspected = verdict == "trojaned" or (doubtful and (rate.known or bool(fires)))
     trigger = _trigger(found, firing) if suspected and firing is not None else None
     findings = list(basis.pop("findings"))
     if verdict == "trojaned" and firing is not None and firing.fires_stock:
