@@ -161,7 +161,7 @@ def test_a_picture_that_a_clean_network_knows_by_heart_is_told_from_a_trigger():
     images = firing.plain
     learnt = Firing(images, images, images, [LEARNT, 0.9, 0.1], [0.0, 0.0, 0.0], drawn=firing.drawn)
     assert not learnt.known_by_heart
-    assert not Firing(images, images, images, [0.4, 0.4, 0.1], [0.0, 0.0, 0.0], drawn=0.7).known_by_heart
+    assert not Firing(images, images, images, [0.4, 0.4, 0.1], [0.0, 0.0, 0.0], drawn=0.6).known_by_heart
     assert not Firing(images, images, images, [0.4, 0.4, 0.1], None, [0.5, 0.5, 0.5], 0.9).known_by_heart
     assert firing.restored[0] < RESTORED
 

@@ -22,7 +22,7 @@ LEVELS = (0.02, 0.1, 0.3)
 """Values of ᾱ at which the network's answers are examined."""
 LEAST, STRONG = 0.18, 0.3
 """From these strengths on, a trigger counts as firing, and as firing strongly enough to decide without a null."""
-DRAWN, DRAWINGS = 0.8, 192
+DRAWN, DRAWINGS = 0.7, 192
 """From this likeness on, a suspected trigger is a picture that the network draws from plain noise, in one of the images
 ``plain`` or of this many others. A network that knows a picture by heart undoes it in the noise, too: no attack is
 needed for it."""
