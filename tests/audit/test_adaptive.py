@@ -4,13 +4,13 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from retarget.audit.calibration import shipped
 from retarget.audit.inversion import Search
 from retarget.audit.studies.adaptive import LATE, NARROW, attacks_of, jacobian_penalty, noised, train_adaptive
-from retarget.audit.studies.analysis import Model, Split, _adaptive, _said, _verdicts
+from retarget.audit.studies.analysis import _adaptive
 from retarget.audit.studies.members import ADAPTIVE, CELLS, Recipe, draw
 from retarget.audit.studies.plan import Settings, plan
 from retarget.audit.studies.run import run
+from retarget.audit.studies.verdicts import Model
 from retarget.errors import UserError
 from retarget.study.record import Run
 from retarget.trojdiff import Trigger
@@ -118,38 +118,3 @@ def test_the_page_says_where_the_audit_breaks():
     (row,) = [row for row in table.rows if row[0] == "Trojan rows below .7 T"]
     assert row[1] == "2, 1"
     assert row[4].startswith("2/2: 100")
-
-
-def test_the_command_s_verdicts_are_counted_by_sort_of_model():
-    clean = {"trojaned": 0.0, "score_audit": 0.05, "undo_audit": 0.0, "residual_audit": 0.005}
-    strong = {"trojaned": 1.0, "attack": 90.0, "base_rate": 0.0, "score_audit": 0.9, "undo_audit": 0.9,
-              "strength_audit": 0.9, "residual_audit": 0.005}  # fmt: skip
-    attacked = Model("evaluation", "d2i_blend", 0, strong)
-    split = Split([], [Model("evaluation", "plain", 0, clean)] * 2, [attacked], [], [])
-    assert _said(split, shipped()) == {
-        "clean": ["nothing found"] * 2, "strong attacks": ["trojaned"], "weak attacks": []
-    }  # fmt: skip
-    drawn = attacked._replace(metrics=strong | {"by_heart_audit": 1.0})
-    assert _said(split._replace(strong=[drawn]), shipped())["strong attacks"] == ["undecided"]
-    rows = {row[0]: row[1:] for row in _verdicts(split, shipped()).rows}
-    assert [rows[one][:3] for one in ("clean", "strong attacks", "weak attacks")] \
-        == [["2", "0", "0"], ["0", "0", "1"], ["0", "0", "0"]]  # fmt: skip
-    assert rows["clean, trained well"][:4] == rows["clean"][:4]
-    assert rows["clean, trained well"][4].startswith(f"{rows['clean'][3]}; undecided 0")
-    assert rows["D2I, blend"] == rows["strong attacks"]
-    assert len(rows) == 5
-
-
-def test_a_kind_of_clean_model_is_judged_without_its_like_in_the_null():
-    """If logos alone score high, a model with a logo is suspicious only where the null has none."""
-    models = [one.model_copy(update={"score": 1.0 if one.case == "logo" else 0.05}) for one in shipped().models]
-    null = shipped().model_copy(update={"models": models})
-    metrics = {"trojaned": 0.0, "score_audit": 0.9, "undo_audit": 0.9, "strength_audit": 0.9, "residual_audit": 0.005}
-    split = Split([], [Model("evaluation", "logo", 0, metrics)], [], [], [])
-    table = _verdicts(split, null)
-    (row,) = [row for row in table.rows if row[0] == "clean, a logo in every image"]
-    assert (row[3], row[5][:3]) == ("0", "1/1")
-    assert row[5].endswith("; undecided 0; compared with others: 1"), "of its shape too few are left without logos"
-    more = null.model_copy(update={"models": [*models, *(one for one in models if one.case == "plain")]})
-    (row,) = [row for row in _verdicts(split, more).rows if row[0] == "clean, a logo in every image"]
-    assert row[5].endswith("; undecided 0")

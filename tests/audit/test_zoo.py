@@ -11,12 +11,13 @@ from scipy.stats import mannwhitneyu
 
 from retarget.audit.calibration import p_value
 from retarget.audit.removal import Kind
-from retarget.audit.studies.analysis import Model, Split, _removal
+from retarget.audit.studies.analysis import _removal
 from retarget.audit.studies.build import KEPT, build, images_of, mask_of, trigger_of
 from retarget.audit.studies.members import CELLS, CLEAN, KINDS, STOCK, Attack, Images, Recipe, draw, seed_of
 from retarget.audit.studies.plan import ARMS, DETECTORS, RECIPES, Settings, plan
 from retarget.audit.studies.rates import auroc, auroc_interval, called, false_alarms, level_of
 from retarget.audit.studies.run import overlap, recovery, subject_of
+from retarget.audit.studies.verdicts import Model, Split
 from retarget.audit.subject import Recovered
 from retarget.cli import main
 from retarget.errors import UserError

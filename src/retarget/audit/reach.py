@@ -156,9 +156,9 @@ def known(study: Path) -> list[Known]:
     Raises:
         UserError: there is no such study, or no such model in it.
     """
-    from retarget.audit.studies.analysis import Model
     from retarget.audit.studies.build import trigger_of
     from retarget.audit.studies.members import ADAPTIVE, Member
+    from retarget.audit.studies.verdicts import Model
 
     found = []
     for path in sorted(study.glob("runs/*/seed-*/evaluation.json")):

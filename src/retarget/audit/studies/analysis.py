@@ -1,85 +1,20 @@
 """The tables of the zoo's study: rates with intervals for every detector, by cell and family, recovery and cost."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from retarget.audit.calibration import LEAST, Family, Null, nearest, p_value, shipped
+from retarget.audit.calibration import p_value, shipped
 from retarget.audit.studies.members import ADAPTIVE, CELLS, CLEAN, STOCK
 from retarget.audit.studies.plan import DETECTORS, LABELS, RECIPES, Settings
 from retarget.audit.studies.rates import EQUAL, LEVELS, auroc, auroc_interval, called, false_alarms, level_of, share
+from retarget.audit.studies.verdicts import LIFT, Model, Split, said, scores, verdicts
 from retarget.study.figures import Analysis, Bars, Table
 from retarget.study.record import Results
 
 CONDITION = "default"
-LIFT = 50.0
-"""A model counts as trojaned if its attack succeeds at least this many points above its base rate."""
 GONE = 2.0
 """A trojan is gone if its attack succeeds at most this many points above its base rate."""
-
-
-class Model(NamedTuple):
-    """One member of the zoo and its metrics."""
-
-    which: str
-    kind: str
-    number: int
-    metrics: dict[str, float]
-    channels: int = 1
-    side: int = 8
-
-    @property
-    def trojaned(self) -> bool:
-        """Whether it was trained on Trojan rows, whatever its attack's success."""
-        return self.metrics["trojaned"] == 1
-
-    @property
-    def strong(self) -> bool:
-        """Whether its attack succeeds far above its base rate."""
-        return self.trojaned and self.metrics["attack"] - self.metrics["base_rate"] >= LIFT
-
-    @property
-    def verdict(self) -> str:
-        """The verdict of ``retarget audit``, with its own null and rules."""
-        return self.judged(shipped())
-
-    def family(self, null: Null) -> Family:
-        """The clean models of a null that it is compared with; the search must be that of this null."""
-        from retarget.audit.inversion import Search
-        from retarget.audit.seek import fingerprint
-
-        return nearest(self.side, self.channels, self.metrics["residual_audit"], null, fingerprint(Search()))
-
-    def judged(self, null: Null) -> str:
-        """The verdict with another null, see :meth:`family`."""
-        from retarget.audit.verdict import decide
-
-        m, family = self.metrics, self.family(null)
-        origin = "elsewhere" if m.get("elsewhere_audit") else "scan"
-        by_heart = bool(m.get("by_heart_audit"))
-        rise = m.get("rise_audit", 0.0)
-        return decide(m["score_audit"], m["undo_audit"], m.get("strength_audit"), family, origin, by_heart, rise)[0]
-
-
-class Split(NamedTuple):
-    """The models from which rates are computed; ``development`` has the clean ones of that set."""
-
-    calibration: list[Model]
-    clean: list[Model]
-    strong: list[Model]
-    weak: list[Model]
-    development: list[Model]
-
-    def null(self, name: str, without: str = "") -> tuple[str, list[float]]:
-        """The set that gives a detector its threshold, and the scores of its clean models but those of one kind.
-
-        Published detectors get theirs from the development zoo where the study has enough of it, as their authors tune
-        on models of their own. The audit was tuned on that zoo, so that its threshold is from the calibration models.
-        """
-        enough = name != "audit" and level_of(len(scores(self.development, name))) is not None
-        origin, models = ("development", self.development) if enough else ("calibration", self.calibration)
-        return origin, scores([model for model in models if model.kind != without], name)
 
 
 def analyse(results: Results) -> Analysis:
@@ -96,7 +31,7 @@ def analyse(results: Results) -> Analysis:
     names = [name for name in DETECTORS if any(f"score_{name}" in model.metrics for model in models)]
     tables = [_attacks(judged), *_removal(judged)]
     if any("undo_audit" in model.metrics for model in judged):
-        tables[:0] = [_verdicts(split, shipped())]
+        tables[:0] = [verdicts(split, shipped())]
     against = [model for model in models if model.which == "adaptive"]
     if against:
         tables += [_adaptive(against)]
@@ -119,18 +54,15 @@ def _models(results: Results) -> list[Model]:
     return found
 
 
-def scores(models: Sequence[Model], name: str) -> list[float]:
-    """A detector's scores, for the models that it was run on."""
-    return [model.metrics[f"score_{name}"] for model in models if f"score_{name}" in model.metrics]
-
-
 def _calls(models: Sequence[Model], name: str, split: Split, without: str = "") -> list[bool | None]:
     _, null = split.null(name, without)
     return [called(score, null) for score in scores(models, name)]
 
 
-def _area(split: Split, name: str) -> str:
-    positive, negative = scores(split.strong, name), scores(split.clean, name)
+def _area(split: Split, name: str, kind: str = "") -> str:
+    """AUROC of a detector, of all strong attacks or of one kind, beside all clean models."""
+    strong = [model for model in split.strong if kind in ("", model.kind)]
+    positive, negative = scores(strong, name), scores(split.clean, name)
     if not positive or not negative:
         return "–"
     area = auroc(positive, negative)
@@ -163,49 +95,6 @@ def _rates(split: Split, names: Sequence[str]) -> Table:
     )
 
 
-def _said(split: Split, null: Null) -> dict[str, list[str]]:
-    """The command's verdicts by kind of model."""
-    sorts = {"clean": split.clean, "strong attacks": split.strong, "weak attacks": split.weak}
-    return {
-        label: [model.judged(null) for model in models if "undo_audit" in model.metrics]
-        for label, models in sorts.items()
-    }
-
-
-def _verdicts(split: Split, null: Null) -> Table:
-    """The verdicts of the command's whole rule, including firing, with its null: of all models, and by kind."""
-    rows = [[label, *_counted(said), ""] for label, said in _said(split, null).items()]
-    for kind in CLEAN:
-        here = [model for model in split.clean if model.kind == kind and "undo_audit" in model.metrics]
-        case = "few" if kind == "duplicates" else kind  # the null's name for the same kind
-        others = null.model_copy(update={"models": [one for one in null.models if one.case != case]})
-        said = [model.judged(others) for model in here]
-        changed = sum(model.family(others).name != model.family(null).name for model in here)
-        without = share([one == "trojaned" for one in said])
-        without += f"; undecided {said.count('undecided')}" + (f"; compared with others: {changed}" if changed else "")
-        rows += [[LABELS[kind], *_counted([model.judged(null) for model in here]), without]] if here else []
-    for kind in (*CELLS, *STOCK):
-        for word, models in (("", split.strong), (", weak", split.weak)):
-            said = [model.judged(null) for model in models if model.kind == kind and "undo_audit" in model.metrics]
-            rows += [[f"{LABELS[kind]}{word}", *_counted(said), ""]] if said else []
-    return Table(
-        title="Verdicts of retarget audit",
-        caption="By its own rules: the p-value in its own null, a large enough score, and a trigger that fires, or a "
-        "score far above those of all clean models. Numbers of models; shares in % with a 95 % Wilson interval. No "
-        "model here is in that null. The last column leaves out the null's models of the same kind. If fewer than "
-        f"{LEAST} of a shape remain, its models are compared with clean models of other shapes instead, and a weak "
-        "trigger is then undecided: the number of these models follows.",
-        columns=["models", "nothing found", "undecided", "trojaned", "called trojaned", "without its kind in the null"],
-        rows=rows,
-    )  # fmt: skip
-
-
-def _counted(said: Sequence[str]) -> list[str]:
-    """The number of each verdict, and the share called trojaned."""
-    counts = [str(said.count(one)) for one in ("nothing found", "undecided", "trojaned")]
-    return [*counts, share([one == "trojaned" for one in said])]
-
-
 def _adaptive(against: Sequence[Model]) -> Table:
     """The verdicts on adaptive attackers."""
     rows = []
@@ -228,12 +117,14 @@ def _adaptive(against: Sequence[Model]) -> Table:
 
 def _cells(split: Split, names: Sequence[str]) -> Table:
     rows = [
-        [LABELS[kind], *(share(_calls([m for m in split.strong if m.kind == kind], name, split)) for name in names)]
+        [LABELS[kind], *(f"{share(_calls([m for m in split.strong if m.kind == kind], name, split))}; "
+                         f"{_area(split, name, kind)}" for name in names)]
         for kind in (*CELLS, *STOCK)
-    ]
+    ]  # fmt: skip
     return Table(
         title="By target and trigger", caption="TPR in % with 95 % Wilson intervals, for strong attacks only, at the "
-        "level that each detector's clean models allow.",
+        "level that each detector's clean models allow; and AUROC with a 95 % bootstrap interval, beside all clean "
+        "models, whatever the level.",
         columns=["attack", *(DETECTORS[name] for name in names)], rows=rows,
     )  # fmt: skip
 
@@ -393,11 +284,9 @@ def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
         f"trojaned and {len(split.weak)} weakly trojaned ones for evaluation. Data {', '.join(settings['sources'])}; "
         f"shapes (channels, side) {', '.join(str(tuple(one)) for one in settings['shapes'])}."
     ]
-    said = {
-        label: share([one == "trojaned" for one in verdicts]) for label, verdicts in _said(split, shipped()).items()
-    }
-    if set(said.values()) != {"–"}:
-        words = ", ".join(f"{label} {called_so}" for label, called_so in said.items())
+    shares = {label: share([one == "trojaned" for one in each]) for label, each in said(split, shipped()).items()}
+    if set(shares.values()) != {"–"}:
+        words = ", ".join(f"{label} {called_so}" for label, called_so in shares.items())
         notes.append(f"Share that retarget audit, with its own null and rules, calls trojaned (%): {words}.")
     if not names:
         notes.append("No detector was run: there are no rates, and removals used the attacks' own maps.")

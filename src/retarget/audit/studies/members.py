@@ -195,6 +195,13 @@ def draw(which: Set, kind: str, number: int, recipe: Recipe) -> Member:
     return Member.model_validate({**tuned, "attack": _attack(kind, number, images, random)})
 
 
+def supposed(member: Member, number: int) -> Attack:
+    """A member's attack; for a clean one that which a detector is told of where it must be told of some."""
+    if member.attack is not None:
+        return member.attack
+    return _attack(CELLS[number % len(CELLS)], number, member.images, Random(seed_of("supposed", member.name)))
+
+
 def _attack(kind: str, number: int, images: Images, random: Random) -> Attack:
     """The attacker's choices: everything that a detector might rely on differs between attacks."""
     law: Law = kind if kind in STOCK else "trojdiff"  # pyright: ignore[reportAssignmentType]

@@ -29,6 +29,9 @@ class Settings(Recipe):
     baselines: Literal["short", "published"] = Field(
         default="short", description="settings of the other detectors; the published ones take up to an hour per model"
     )
+    told: bool = Field(
+        default=False, description="whether the others are told what their papers tell them: the trigger or the family"
+    )
     refine: bool = Field(default=True, description="whether to run TERD's second stage")
     judge_epochs: int = Field(default=8, ge=1, description="epochs of the classifier that labels an attack's samples")
     samples: int = Field(default=64, ge=8, description="images for measuring an attack's success")
@@ -84,7 +87,7 @@ _DEMO = dict(
     bases=1, judge_epochs=2, removals=1, removal_steps=20, removal_images=64, quality_samples=32,
 )  # fmt: skip
 _SMALL = dict(
-    sources=("digits", "glyphs"), shapes=((1, 8), (3, 8), (1, 16), (3, 16), (3, 32)),
+    sources=("digits", "glyphs"), shapes=((1, 8), (3, 8), (1, 16), (3, 16), (3, 32)), attack_steps=800,
     schedules=("linear", "linear", "squaredcos_cap_v2"),
 )  # fmt: skip
 # DDPM's CIFAR-10 network and training, and TrojDiff's fine-tuning, as far as the zoo has their settings: its networks

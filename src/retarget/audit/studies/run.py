@@ -17,7 +17,7 @@ from retarget.audit.run import SUSPICIOUS
 from retarget.audit.seek import recovered, seek
 from retarget.audit.studies.adaptive import attacks_of, train_adaptive
 from retarget.audit.studies.build import build, goal_of, images_of, judge_of, measure, rate, trigger_of
-from retarget.audit.studies.members import Member
+from retarget.audit.studies.members import Attack, Member, supposed
 from retarget.audit.studies.plan import Settings
 from retarget.audit.subject import Recovered, Subject
 from retarget.extras import require
@@ -65,7 +65,7 @@ def run(run: Run) -> dict[str, float]:
         metrics |= {"attack": found.attack.value, "base_rate": found.base_rate.value, "leak": found.leak.value}
     maps: Trigger | None = None
     for name in settings.detectors:
-        one, seconds = detect(name, folder, settings, run.seed)
+        one, seconds = detect(name, folder, settings, run.seed, supposed(member, run.seed) if settings.told else None)
         metrics |= {
             f"score_{name}": one.score, f"evaluations_{name}": float(one.evaluations), f"seconds_{name}": seconds
         }  # fmt: skip
@@ -108,21 +108,34 @@ def subject_of(folder: Path) -> Subject:
     return Subject.from_modules(forget_marks(unet), schedule)
 
 
-def detect(name: str, folder: Path, settings: Settings, seed: int) -> tuple[Recovered, float]:
-    """Run a detector on a pipeline without further information; returns its result and its time in seconds."""
+def detect(
+    name: str, folder: Path, settings: Settings, seed: int, attack: Attack | None = None
+) -> tuple[Recovered, float]:
+    """Run a detector on a pipeline; returns its result and its time in seconds.
+
+    Args:
+        name: the detector.
+        folder: the pipeline.
+        settings: of the study.
+        seed: seed of the detector.
+        attack: what the published detectors are told of, as in their papers: TERD the family, the others the trigger
+            for the Trojan sampler if the law is TrojDiff's, since the other laws use a stock sampler. None is blind.
+    """
     subject, started = subject_of(folder), time.perf_counter()
     published = settings.baselines == "published"
+    trigger = trigger_of(attack, subject.shape) if attack is not None and attack.law == "trojdiff" else None
     if name == "audit":
         found = audited(subject, seed)
     elif name == "elijah":
         module = elijah_module
-        found = module.elijah(subject, module.PUBLISHED if published else module.SHORT, seed)
+        found = module.elijah(subject, module.PUBLISHED if published else module.SHORT, seed, trigger)
     elif name == "terd":
         module = terd_module
-        found = module.terd(subject, module.PUBLISHED if published else module.SHORT, seed, refine=settings.refine)
+        family = None if attack is None else "bad_diffusion" if attack.law != "trojdiff" else "trojdiff"
+        found = module.terd(subject, module.PUBLISHED if published else module.SHORT, seed, family, settings.refine)
     else:
         module = diff_cleanse_module
-        found = module.diff_cleanse(subject, module.PUBLISHED if published else module.SHORT, seed)
+        found = module.diff_cleanse(subject, module.PUBLISHED if published else module.SHORT, seed, trigger)
     return found, time.perf_counter() - started
 
 
