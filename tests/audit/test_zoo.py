@@ -161,8 +161,11 @@ def test_only_an_attack_far_above_its_base_rate_is_strong():
 def test_recovery_is_measured_against_the_true_maps():
     member = draw("evaluation", "in_d2d_patch", 0, Recipe())
     trigger = trigger_of(member.attack, (1, 8, 8))
-    found = Recovered(3 * trigger.mu, 1.0, trigger.mask, 0.0, 0)
-    assert recovery(found, member) == {"cosine": pytest.approx(1.0), "iou": 1.0}
+    known = recovery(Recovered(3 * trigger.mu, trigger.gamma, trigger.mask, 0.0, 0), member)
+    assert (known["cosine"], known["iou"]) == (pytest.approx(1.0), 1.0)
+    assert known["inputs"] > 0.9, "noise with the trigger is told from plain noise"
+    nothing = recovery(Recovered(0 * trigger.mu, 1.0, None, 0.0, 0), member)
+    assert nothing == {"cosine": 0.0, "inputs": 0.5}
     half = torch.zeros(1, 4, 4)
     half[:, :2] = 1
     assert overlap(half, half.transpose(1, 2)) == pytest.approx(4 / 12)

@@ -177,12 +177,13 @@ def _recovery(split: Split, names: Sequence[str]) -> Table:
         stock = [model for model in split.strong if model.kind in STOCK]
         rows.append(
             [DETECTORS[name], *(_spread(_column(models, f"cosine_{name}"), 2) for models in (*of.values(), stock)),
-             _spread(_column(of["patch"], f"iou_{name}"), 2)]
+             _spread(_column(of["patch"], f"iou_{name}"), 2), _spread(_column(split.strong, f"inputs_{name}"), 2)]
         )  # fmt: skip
     return Table(
         title="Recovered triggers", caption="Median and range over strong attacks: cosine of mu to the true mu, and, "
-        "for detectors that give a mask, its IoU with the patch.",
-        columns=["detector", "cosine, blend", "cosine, patch", "cosine, stock", "IoU, patch"], rows=rows,
+        "for detectors that give a mask, its IoU with the patch. The last column is the AUROC by which the likelihood "
+        "under the recovered maps tells noise with the true trigger from plain noise.",
+        columns=["detector", "cosine, blend", "cosine, patch", "cosine, stock", "IoU, patch", "noise, AUROC"], rows=rows,
     )  # fmt: skip
 
 

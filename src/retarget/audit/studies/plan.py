@@ -117,6 +117,13 @@ def _of_detector(name: str, label: str) -> tuple[Metric, ...]:
         _metric(f"seconds_{name}", f"seconds, {label}"),
         _metric(f"cosine_{name}", f"cosine of mu, {label}", decimals=3, better="higher"),
         _metric(f"iou_{name}", f"IoU of the mask, {label}", decimals=3, better="higher"),
+        _metric(
+            f"inputs_{name}",
+            f"AUROC of noise with the trigger, {label}",
+            decimals=3,
+            better="higher",
+            description="told from plain noise by the likelihood under the recovered maps; .5 is chance",
+        ),
     )
 
 

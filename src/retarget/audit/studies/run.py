@@ -11,6 +11,7 @@ from retarget.audit.baselines import diff_cleanse as diff_cleanse_module
 from retarget.audit.baselines import elijah as elijah_module
 from retarget.audit.baselines import terd as terd_module
 from retarget.audit.firing import fire
+from retarget.audit.inputs import likelihood_score, roc
 from retarget.audit.inversion import Search
 from retarget.audit.removal import Kind, Recipe, as_trigger, remove
 from retarget.audit.run import SUSPICIOUS
@@ -139,6 +140,8 @@ def detect(
     return found, time.perf_counter() - started
 
 
+NOISES = 500
+"""Tensors of noise, plain and with the trigger each, that the recovered maps tell apart."""
 EVIDENCE = (
     "undo", "elsewhere", "strength", "drawn", "restored", "restored_anyway", "by_heart", "rise", "residual"
 )  # fmt: skip
@@ -161,10 +164,19 @@ def audited(subject: Subject, seed: int) -> Recovered:
 
 
 def recovery(found: Recovered, member: Member) -> dict[str, float]:
-    """Cosine of mu to the true mu; if the trigger is a patch and the detector gives a mask, also the masks' IoU."""
+    """How like the trigger what a detector recovered is.
+
+    The cosine of mu to the true mu; if the trigger is a patch and the detector gives a mask, the masks' IoU; and
+    ``inputs``, the AUROC by which the likelihood under the recovered maps tells noise with the true trigger from plain
+    noise, as :func:`retarget.audit.inputs.likelihood_score` does.
+    """
     assert member.attack is not None
-    trigger = trigger_of(member.attack, (member.images.channels, member.images.side, member.images.side))
+    shape = (member.images.channels, member.images.side, member.images.side)
+    trigger, maps = trigger_of(member.attack, shape), as_trigger(found)
     values = {"cosine": float(torch.cosine_similarity(found.mu.flatten(), trigger.mu.flatten(), dim=0))}
+    plain, noise = torch.randn(2, NOISES, *shape, generator=torch.Generator().manual_seed(0))
+    told = [likelihood_score(one, maps.mu, maps.gamma).numpy() for one in (plain, trigger.noise(noise))]
+    values["inputs"] = roc(*told)[2]
     if found.mask is not None and member.attack.trigger == "patch":
         values["iou"] = overlap(found.mask, trigger.mask)
     return values
