@@ -183,7 +183,8 @@ def _recovery(split: Split, names: Sequence[str]) -> Table:
         title="Recovered triggers", caption="Median and range over strong attacks: cosine of mu to the true mu, and, "
         "for detectors that give a mask, its IoU with the patch. The last column is the AUROC by which the likelihood "
         "under the recovered maps tells noise with the true trigger from plain noise.",
-        columns=["detector", "cosine, blend", "cosine, patch", "cosine, stock", "IoU, patch", "noise, AUROC"], rows=rows,
+        columns=["detector", "cosine, blend", "cosine, patch", "cosine, stock", "IoU, patch", "noise, AUROC"],
+        rows=rows,
     )  # fmt: skip
 
 
