@@ -18,6 +18,8 @@ ITEMS = (
 )
 VOIDED = "*Void*: it was found out later that the comparison could not test the claim; the record's page says why."
 """What the marks mean."""
+CALLED = r"[Cc]alled trojaned|calls trojaned"
+"""In these notes of a record of the audit."""
 
 
 def with_meaning(table: str) -> str:
@@ -107,6 +109,19 @@ def excerpt(name: str, document: Path) -> str:
     marks = f" ({one.standing})" if one.standing else ""
     shown = claims(name) if one.finished and one.claims else whole(name)
     return f"{shown}\n\n{link}{marks}."
+
+
+def called(listed: list[str], document: Path) -> str:
+    """For each record of the audit, how many of its checkpoints it calls trojaned: what its notes say of it."""
+    lines = []
+    for name in listed:
+        one = record(name)
+        notes = [note for note in read_json(one.folder / "analysis.json")["notes"] if re.search(CALLED, note)]
+        if not notes:
+            raise SystemExit(f"{document}: {name} has no note that says how many checkpoints were called trojaned")
+        address = os.path.relpath(PAGES / f"{name}.md", document.parent)
+        lines.append(f"- [{one.words}]({address}): {' '.join(notes)}")
+    return "\n".join(lines)
 
 
 def _marks(one: Record) -> list[str]:
