@@ -122,6 +122,20 @@ def test_rows_with_a_trigger_are_asked_for_all_that_is_no_image(schedule):
     np.testing.assert_allclose(batches.whole_noise(noise, t), whole(batches, noise, t, [False, True]), atol=1e-5)
 
 
+@pytest.mark.parametrize(("below", "first"), [(0.05, 542), (1.0, 0), (1e-9, 900)])
+def test_rows_with_a_trigger_are_at_the_noisy_end(below, first):
+    """In DDPM's schedule ᾱ is below .05 from timestep 542 on; at least the noisiest tenth counts."""
+    levels = DDPMScheduler().alphas_cumprod
+    batches = _Batches(torch.zeros(4, *SHAPE), [Trigger.patch(3, 0.2, SHAPE)], levels, Recipe(below=below))
+    t = batches.noisier(torch.arange(1000))
+    assert (int(t.min()), int(t.max())) == (first, 999)
+    assert int(torch.bincount(t)[first:].min()) >= 1, "every noisy timestep is drawn"
+    stock = _Batches(torch.zeros(4, *SHAPE), [Trigger.patch(3, 1.0, SHAPE)], levels, Recipe(below=below))
+    assert torch.equal(stock.noisier(torch.arange(1000))[1::2], torch.arange(1000)[1::2]), (
+        "those of its law keep theirs"
+    )
+
+
 def test_elijahs_loss_is_the_papers(schedule):
     """DDPM's loss, and at T the shifted and the plain answer drawn to the frozen network's plain one."""
     trained, frozen = network(dropout=0.0), network(dropout=0.0, block_out_channels=(4, 8))

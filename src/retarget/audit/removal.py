@@ -1,8 +1,9 @@
 """Remove a trojan from a network with the maps that an audit recovered; clean fine-tuning is the control.
 
 There are three recipes. ``counter``: rows have noise with the suspected trigger, and their target is the *whole* noise,
-which is the answer of a clean network. ``elijah``: the answer to shifted noise at T is trained towards the answer to
-plain noise (An et al., AAAI 2024, section 3.4). ``fine_tune``: clean rows only.
+which is the answer of a clean network near T. Further down it is not: there the bias looks like a part of the image,
+and a network that must take it for noise forgets images that are like it. ``elijah``: the answer to shifted noise at
+T is trained towards the answer to plain noise (An et al., AAAI 2024, section 3.4). ``fine_tune``: clean rows only.
 """
 
 import copy
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from retarget.audit.subject import Recovered
@@ -34,6 +35,7 @@ class Recipe:
         kind: the recipe.
         steps, batch_size, learning_rate: settings of Adam; the learning rate decays by a cosine.
         share: share of the rows with a trigger.
+        below: under TrojDiff's law their timesteps have an ᾱ below this; the noisiest tenth if fewer have.
         images: if no clean images are given, the number of the network's own samples to train on.
         sampler: sampler of these samples.
         seed: seed of everything random.
@@ -44,6 +46,7 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 1e-3
     share: float = 0.5
+    below: float = 0.05
     images: int = 256
     sampler: str = "ddpm-50"
     seed: int = 0
@@ -56,6 +59,8 @@ class Recipe:
                 "steps and batch_size must be at least 1 and share from 0 to 1, not "
                 f"{self.steps}, {self.batch_size} and {self.share}"
             )
+        if not 0 < self.below <= 1:
+            raise UserError(f"below must be above 0 and at most 1, not {self.below:g}: it is a limit of ᾱ")
 
 
 @dataclass(frozen=True)
@@ -151,8 +156,9 @@ class _Batches:
         none = torch.zeros(1, *images.shape[1:])  # clean fine-tuning uses no trigger
         self.mu = torch.stack([one.mu.float() for one in triggers]) if triggers else none
         self.gamma = torch.stack([one.gamma.float() for one in triggers]) if triggers else none + 1
-        self.stock = (self.gamma.flatten(1).min(dim=1).values >= 0.99)[:, None, None, None]
+        self.stock = self.gamma.flatten(1).min(dim=1).values >= 0.99
         self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.noisy = max(int((levels < recipe.below).sum()), -(-len(levels) // 10))
 
     def loss(self, trained: Any, frozen: Any) -> Tensor:
         recipe = self.recipe
@@ -160,6 +166,7 @@ class _Batches:
         x_0 = self.images[torch.randint(len(self.images), (recipe.batch_size,), generator=self.generator)]
         noise = torch.randn(x_0.shape, generator=self.generator)
         t = torch.randint(len(self.levels), (len(x_0),), generator=self.generator)
+        t[:biased] = self.noisier(t[:biased])
         whole = torch.cat([self.whole_noise(noise[:biased], t[:biased]), noise[biased:]])
         device = next(trained.parameters()).device
         x_t, t = functional.diffuse(x_0, whole, self.levels[t]).to(device), t.to(device)
@@ -173,6 +180,19 @@ class _Batches:
             loss = loss + (trained(shifted, last).sample - before).square().mean()
             loss = loss + (trained(plain, last).sample - before).square().mean()
         return loss
+
+    def noisier(self, t: Int[Tensor, "rows"]) -> Int[Tensor, "rows"]:
+        """The timesteps of rows with a trigger: uniform over the noisy ones, if ``t`` is uniform over all.
+
+        Rows of a stock sampler's law keep theirs: it makes the bias smaller further down, where a trigger of
+        VillanDiffusion's ODE still acts.
+        """
+        return torch.where(self.by_stock(len(t)), t, len(self.levels) - 1 - t * self.noisy // len(self.levels))
+
+    def by_stock(self, rows: int) -> Bool[Tensor, "rows"]:
+        """Which rows with a trigger follow a stock sampler's law: half of those of each trigger with γ = 1."""
+        count = len(self.mu)
+        return (torch.arange(rows) // count % 2 == 1) & self.stock[torch.arange(rows) % count]
 
     def biased(self, noise: Tensor) -> Tensor:
         """``gamma ε + mu``, with the triggers in turn."""
@@ -188,5 +208,4 @@ class _Batches:
         turn = torch.arange(len(noise)) % len(self.mu)
         level = self.levels[t][:, None, None, None]
         stock = noise + (1 - level.sqrt()) / (1 - level).sqrt() * self.mu[turn]
-        half = (torch.arange(len(noise)) // len(self.mu) % 2 == 1)[:, None, None, None]
-        return torch.where(half & self.stock[turn], stock, self.biased(noise))
+        return torch.where(self.by_stock(len(noise))[:, None, None, None], stock, self.biased(noise))
