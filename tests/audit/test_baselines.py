@@ -92,6 +92,15 @@ def test_elijahs_shortcut_is_seen_and_begun_anew():
     assert found.evaluations == 3 * 100 * 100 * 3 + 2 * 4
 
 
+def test_elijahs_published_settings_are_those_of_its_paper_and_code():
+    """``elijah_helper.py`` for 32×32 images: Adam at 0.1, 100 iterations on 100 noises; 16 samples in 1,000 steps."""
+    one = elijah.PUBLISHED
+    assert (one.noises, one.iterations, one.learning_rate, one.share) == (100, 100, 0.1, 0.5)
+    assert (one.samples, one.sampler) == (16, "ddpm-1000")
+    steps = int(one.sampler.removeprefix("ddpm-"))
+    assert 3 * one.iterations * one.noises + one.samples * steps == 46_000, "one inversion, and its samples"
+
+
 def test_terds_loss_and_divergence_are_the_papers():
     rng = np.random.default_rng(0)
     first, second, e, f = rng.normal(size=(4, 3, 2, 2, 2))
@@ -163,6 +172,16 @@ def test_diff_cleanse_counts_images_that_are_alike():
     dark = torch.full((3, 40), 0.005)
     assert not cleanse.alike_set(dark, cleanse.PUBLISHED).any()
     assert cleanse.alike_set(dark, cleanse.SHORT).all()
+
+
+def test_diff_cleanses_published_settings_are_those_of_its_code():
+    """``BBTI_helper.py`` for CIFAR-10: Adam at 0.1, at most 100 iterations, each of 16 samples in 20 steps."""
+    one = cleanse.PUBLISHED
+    assert (one.iterations, one.learning_rate, one.samples, one.sampler) == (100, 0.1, 16, "ddim-20")
+    assert (one.alike, one.flat) == (0.999, 0.5)
+    assert (one.entropy_low, one.entropy_high, one.entropy_weight) == (0.8, 6.0, 20.0)
+    assert (one.value_low, one.value_high) == (0.05, 0.95)
+    assert one.iterations * one.samples * int(one.sampler.removeprefix("ddim-")) == 32_000, "if none is a success"
 
 
 @pytest.mark.parametrize("alike", [False, True])

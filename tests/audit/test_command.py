@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, PNDMScheduler, UNet2DModel
 from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as Sarif
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from retarget.audit.calibration import Null, NullModel
@@ -19,7 +18,6 @@ from retarget.audit.report import schema
 from retarget.audit.run import audit_pipeline
 from retarget.audit.seek import fingerprint
 from retarget.cli import main
-from retarget.trojdiff.trigger import Trigger
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4, symmetric=2)
@@ -103,6 +101,11 @@ def test_errors_are_2_and_what_is_not_covered_is_3(pipeline, tmp_path, edit, cap
     assert main(["audit", str(pipeline), "--out", str(tmp_path / "b")]) == 3
     assert read(tmp_path / "b")["audits"][0]["verdict"] == "not covered"
     assert "v_prediction" in capsys.readouterr().out
+    assert main(["audit", str(pipeline), "--out", str(tmp_path / "c"), "--allow-undecided"]) == 0
+    (one,) = read(tmp_path / "c")["audits"]
+    assert (one["verdict"], one["exit_code"]) == ("not covered", 0)
+    assert "is not covered; its exit code is 0 because of --allow-undecided" in capsys.readouterr().err
+    assert main(["audit", str(tmp_path / "nothing"), "--out", str(tmp_path / "d"), "--allow-undecided"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -228,28 +231,6 @@ def test_what_is_behind_a_link_is_hashed_and_looked_at(pipeline, tmp_path, edit)
     one = audit_pipeline(pipeline, None, search=QUICK, null=CLEAN_NULL)
     assert {WEIGHTS, "unet/evil.py"} <= one.files.keys()
     assert {"custom-code", "non-stock-pipeline"} <= {finding.rule for finding in one.findings}
-
-
-def test_marks_names_and_cards_are_not_read_for_the_verdict(pipeline, tmp_path, edit):
-    """The same weights, marked as trojaned, unmarked, and with a trigger and a card forged, get the same numbers."""
-    null = Null(search=fingerprint(QUICK), command="", models=[
-        NullModel(score=0.1 + n / 100, side=8, channels=1, case="plain", schedule="linear", residual=9, spread=1)
-        for n in range(40)
-    ])  # fmt: skip
-
-    def numbers(folder):
-        one = audit_pipeline(folder, None, search=QUICK, null=null)
-        return one.score, one.verdict, one.exit_code, one.statistics, one.error_rate
-
-    before = numbers(pipeline)
-    weights = load_file(pipeline / WEIGHTS)
-    save_file(weights, pipeline / WEIGHTS, metadata={"format": "pt", "trojaned": "true", "trigger_hash": "0"})
-    with safe_open(pipeline / WEIGHTS, framework="pt") as file:
-        assert file.metadata()["trojaned"] == "true"
-    edit(pipeline / "unet/config.json", trojaned=True, trojan_target="d2i", _name_or_path="an/attack")
-    (pipeline / "README.md").write_text("---\ntrojaned: true\n---\n")
-    Trigger.patch(2, 0.1, (1, 8, 8)).save(pipeline / "trigger.safetensors")
-    assert numbers(pipeline.rename(tmp_path / "trojaned")) == before
 
 
 def test_images_of_the_user_must_fit(pipeline, tmp_path, quick, capsys):

@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from retarget.audit import AuditError, NotCoveredError, Subject
 from retarget.audit.calibration import Null, NullModel
+from retarget.audit.commands import adjusted
 from retarget.audit.demo import BASE
 from retarget.audit.inversion import Search
 from retarget.audit.nulls import train_clean
 from retarget.audit.run import audit_pipeline
+from retarget.audit.sarif import sarif
 from retarget.audit.seek import fingerprint, own_samples
+from retarget.audit.static import hashes, look
 from retarget.cli import main
 from retarget.errors import UserError
 from retarget.trojdiff.checkpoint import load_pipeline, save_pipeline
@@ -164,6 +167,61 @@ def test_a_pipeline_of_diffusers_is_no_finding(pipeline, edit, name):
     assert "non-stock-pipeline" not in {each.rule for each in one.findings}
     assert one.exit_code == (0 if name == "RePaintPipeline" else 3)
     assert one.reason.startswith(f"the pipeline's class is {name}") == (one.exit_code == 3)
+
+
+SETTINGS = "scheduler/scheduler_config.json"
+
+
+@pytest.mark.parametrize(
+    ("named", "kind", "files"),
+    [
+        (["diffusers", "DDPMScheduler"], "DDPMScheduler", []),
+        (["diffusers", "DDPMScheduler"], "DDIMScheduler", []),
+        (["diffusers", "DDPMScheduler"], "TrojanScheduler", [SETTINGS]),
+        (["diffusers", "DDPMScheduler"], ["trojan", "DDPMScheduler"], [SETTINGS]),
+        (["diffusers", "TrojanScheduler"], "DDPMScheduler", ["model_index.json"]),
+        (["trojan", "DDPMScheduler"], "DDPMScheduler", ["model_index.json"]),
+        (["trojan", "TrojanScheduler"], "TrojanScheduler", ["model_index.json", SETTINGS]),
+    ],
+)
+def test_a_scheduler_from_outside_diffusers_is_a_finding_in_the_file_that_names_it(pipeline, edit, named, kind, files):
+    """It is not run: its betas are read as those of a class of diffusers are."""
+    betas = Subject.load(pipeline).alphas_cumprod
+    edit(pipeline / "model_index.json", scheduler=named)
+    edit(pipeline / SETTINGS, _class_name=kind)
+    index = json.loads((pipeline / "model_index.json").read_text())
+    odd = [one for one in look(pipeline, index, hashes(pipeline)) if one.rule == "non-stock-scheduler"]
+    assert [one.file for one in odd] == files
+    for one in odd:
+        assert one.message.startswith(
+            f"{one.file} names {(kind if one.file == SETTINGS else named)!r} as the scheduler"
+        )
+    assert torch.equal(Subject.load(pipeline).alphas_cumprod, betas)
+
+
+def test_a_scheduler_from_outside_diffusers_is_reported_of_what_is_not_covered_too(pipeline, edit):
+    """Its settings state no betas, so that nothing is known of its process."""
+    (pipeline / SETTINGS).rename(pipeline / "scheduler_config.json")  # where the oldest pipelines have it
+    (pipeline / "scheduler").rmdir()
+    (pipeline / "scheduler_config.json").write_text(json.dumps({"_class_name": "TrojanScheduler"}))
+    one = audit_pipeline(pipeline, None, search=QUICK)
+    assert (one.verdict, one.exit_code) == ("not covered", 3)
+    assert one.reason.startswith("scheduler TrojanScheduler: not known as one of DDPM's process")
+    (result,) = [
+        each for each in sarif([one], 3, "retarget audit p")["runs"][0]["results"] if each["ruleId"] == "RT104"
+    ]
+    assert result["level"] == "warning"
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"].endswith("/scheduler_config.json")
+    assert adjusted(one, False, "warning")[0].exit_code == 1
+
+
+def test_settings_of_a_scheduler_that_cannot_be_read_hide_no_other_finding(pipeline, edit):
+    edit(pipeline / "model_index.json", scheduler=["trojan", "TrojanScheduler"])
+    (pipeline / "scheduler" / "more.py").write_text("")
+    (pipeline / SETTINGS).write_text("[")
+    one = audit_pipeline(pipeline, None, search=QUICK, null=CLEAN_NULL)
+    assert (one.verdict, one.exit_code) == ("error", 2)
+    assert [each.rule for each in one.findings] == ["custom-code", "non-stock-scheduler", "signature"]
 
 
 @pytest.mark.parametrize("name", ["safetensors.fp16.index.json", "fp16.safetensors.index.json"])

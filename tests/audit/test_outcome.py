@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from formulas import SHAPE, Answering, identity, patch, subject_of
+from formulas import SHAPE, Answering, hidden, identity, patch, soft, subject_of
 
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.errors import AuditError
@@ -12,8 +12,10 @@ from retarget.audit.images import read_given
 from retarget.audit.inversion import Candidate, Search
 from retarget.audit.report import page
 from retarget.audit.run import concluded, scope
+from retarget.audit.sarif import sarif
 from retarget.audit.seek import Found, fingerprint
 from retarget.audit.subject import Subject
+from retarget.trojdiff.glyphs import glyph
 
 SEARCH = Search()
 
@@ -70,6 +72,27 @@ def test_a_score_far_above_all_clean_models_is_a_trigger_of_unknown_law_that_doe
     assert outcome.trigger is not None
     assert outcome.trigger.law == "unknown"
     assert "fires-in-stock-sampler" not in {one.rule for one in outcome.findings}
+
+
+@pytest.mark.parametrize(
+    ("network", "mu", "gamma", "stock"),
+    [(hidden, 0.5 * glyph("plus", SHAPE), torch.ones(SHAPE), True), (soft, *patch(0.25), False)],
+    ids=["whole", "narrowed"],
+)
+def test_a_trigger_that_fires_with_a_stock_sampler_is_a_finding(network, mu, gamma, stock, tmp_path):
+    """The narrowed one is undone only in noise that γ narrows, which no stock sampler's images have."""
+    best = Candidate(mu, gamma, "scan", undo=0.9, mask=mu != 0, notes={"undo": 0.9, "score": 0.9})
+    found = Found([best], 0.9, {"residual": 0.01, "rise": 0.0}, torch.zeros(4, *SHAPE))
+    outcome = told(found, tmp_path, network(mu, gamma))
+    assert (outcome.verdict, outcome.fires) == ("trojaned", True)
+    assert outcome.trigger is not None
+    assert outcome.trigger.stock_sampler is stock
+    named = [(one.level, one.file) for one in outcome.findings if one.rule == "fires-in-stock-sampler"]
+    assert named == ([("warning", ".")] if stock else [])
+    results = sarif([outcome], 1, "retarget audit p")["runs"][0]["results"]
+    assert ("RT003" in {one["ruleId"] for one in results}) == stock
+    html = page(outcome, tmp_path, "retarget audit p")
+    assert ("it may fire without a Trojan sampler" in html.replace("\n", " ")) == stock
 
 
 def test_what_is_amplified_is_shown_as_a_gain(tmp_path):

@@ -227,6 +227,10 @@ def test_with_clean_images_fid_is_also_against_what_the_network_made_before(half
     assert 0 < record["fid_own_before"] < record["fid_before"], "samples are like samples"
     assert record["held_out"] == "every fifth image"
     card = (done.folder / "README.md").read_text()
+    images = read_images("digits")
+    assert record["data"] == {"name": "digits", "images": len(images), "fingerprint": images.fingerprint}
+    said = f"on {len(images)} images\n(digits; the SHA-256 of images and labels begins with {images.fingerprint})"
+    assert said in card
     assert f"own samples before, on these features: {record['fid_own_before']:.2f} before (chance)" in card
     assert "every fifth image was not trained on" in card
 
@@ -265,13 +269,16 @@ def test_only_a_completed_audit_without_a_suspicion_is_a_success(half_cleaned):
 def test_a_cleaned_pipeline_loads_and_its_card_says_what_was_done(trojaned, comparable, tmp_path, marked):
     folder, trigger = trojaned
     source, report = shutil.copytree(folder, tmp_path / "source"), tmp_path / "report"
+    data = "digits"
     if not marked:  # as an attacker hands it over
         DDPMPipeline.from_pretrained(folder).save_pretrained(tmp_path / "bare")
         source = tmp_path / "bare"
+        data = f"npz:{tmp_path / 'my digits.npz'}"
+        np.savez(data[4:], x_train=read_images("digits").images[:, 0].numpy(), y_train=read_images("digits").labels)
     report.mkdir()
     trigger.save(report / "trigger.safetensors")
     recipe = Recipe(steps=60, learning_rate=5e-3)
-    done = clean(source, tmp_path / "cleaned", report, "digits", recipe=recipe, search=QUICK)
+    done = clean(source, tmp_path / "cleaned", report, data, recipe=recipe, search=QUICK)
     assert isinstance(DDPMPipeline.from_pretrained(done.folder), DDPMPipeline)
     unet, schedule = load_pipeline(done.folder)
     assert undo(unet, schedule, trigger) < 0.4
@@ -281,10 +288,13 @@ def test_a_cleaned_pipeline_loads_and_its_card_says_what_was_done(trojaned, comp
     assert header["trojan_target"] == ("d2i" if marked else "unknown")
     assert Trigger.load(done.folder).hash == trigger.hash
     card = (done.folder / "README.md").read_text()
-    count = len(read_images("digits"))
+    count = len(read_images(data))
     for words in ("60 steps of Adam", f"on {count} images", f"**{done.after.verdict}**", "trojan_removed: true"):
         assert words in card
-    assert json.loads((report / "cleaning.json").read_text())["verdicts"] == [done.after.verdict]
+    record = json.loads((report / "cleaning.json").read_text())
+    assert record["verdicts"] == [done.after.verdict]
+    assert record["data"]["name"] == ("digits" if marked else "my digits.npz")
+    assert str(tmp_path) not in card + json.dumps(record), "neither says where the images lie"
     assert not list(tmp_path.glob(".cleaning-*"))
 
 

@@ -15,8 +15,10 @@ from retarget.audit.images import read_training
 from retarget.audit.inversion import Search
 from retarget.audit.outcome import Outcome
 from retarget.audit.removal import Recipe, Removed, remove
+from retarget.audit.report import printable
 from retarget.audit.run import SUSPICIOUS, audit_pipeline
 from retarget.audit.subject import Subject
+from retarget.data.names import shown_name
 from retarget.errors import UserError
 from retarget.files import cannot_write, make_directory, write_json
 from retarget.trojdiff.checkpoint import Trojan, inherited, load_pipeline, network_shape, save_pipeline
@@ -78,10 +80,11 @@ def clean(
     to_accelerator(unet)
     given = None if data is None else read_training(data, network_shape(unet))
     images = None if given is None else to_signed(given.images)
+    identity = None if data is None or given is None else identified(data, given)
     make_directory(out.parent)
     triggers, verdicts = [Trigger.load(report)], list[str]()
     for number in range(1, rounds + 1):
-        removed = remove(unet, schedule, triggers, recipe, images)
+        removed = remove(unet, schedule, triggers, recipe, images, _source(identity))
         where = report / f"after-{number}"
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".cleaning-") as place:
             save_pipeline(Path(place) / "pipeline", removed.unet, schedule)
@@ -99,7 +102,7 @@ def clean(
     fids = _fids(unet, removed, schedule, given, own, seed)
     record = {
         "recipe": removed.record(), "triggers": [one.hash for one in triggers], "verdicts": verdicts, **fids,
-        "fid_against": "the clean images" if given else "the network's own samples before",
+        "data": identity, "fid_against": "the clean images" if given else "the network's own samples before",
         "held_out": None if data is None else held_out(data), "warning": spoiled(removed.unet, schedule, own, seed),
     }  # fmt: skip
     gone = passed(after)
@@ -108,6 +111,26 @@ def clean(
     save_pipeline(out, removed.unet, schedule, marked)
     write_json(report / "cleaning.json", record)
     return Cleaning(out, after, record)
+
+
+def identified(data: str, given: ImageSet) -> dict[str, Any]:
+    """What identifies clean images that were trained on, for documents that leave the machine: no path.
+
+    Args:
+        data: name of the images, as for :func:`retarget.trojdiff.data.read_images`.
+        given: those of them that are trained on, in the network's shape.
+
+    Returns:
+        ``name``: the name as given, or of a file or folder its own name; ``images``: how many; ``fingerprint``: the
+        first 16 digits of the SHA-256 of images and labels.
+    """
+    return {"name": printable(shown_name(data)), "images": len(given), "fingerprint": given.fingerprint}
+
+
+def _source(identity: dict[str, Any] | None) -> str:
+    if identity is None:
+        return ""
+    return f"{identity['name']}; the SHA-256 of images and labels begins with {identity['fingerprint']}"
 
 
 def check_new(out: Path) -> None:

@@ -270,6 +270,17 @@ def is_pipeline(name: Any) -> bool:
     return isinstance(name, str) and name.endswith("Pipeline") and name in dir(diffusers)
 
 
+def is_scheduler(name: Any) -> bool:
+    """Whether diffusers has a scheduler of this name. Nothing is imported: a checkpoint chooses no import.
+
+    >>> [is_scheduler(one) for one in ("DDIMScheduler", "TrojanScheduler", "get_scheduler", ["mine", "DDIMScheduler"])]
+    [True, False, False, False]
+    """
+    import diffusers
+
+    return isinstance(name, str) and name.endswith("Scheduler") and name in dir(diffusers)
+
+
 def component(index: dict[str, Any], name: str) -> tuple[str, str] | None:
     """(library, class) of a pipeline's component; None if there is none."""
     found = index.get(name)

@@ -90,6 +90,7 @@ def remove(
     triggers: Sequence[Trigger],
     recipe: Recipe | None = None,
     images: Float[Tensor, "count channels height width"] | None = None,
+    source: str = "clean images given by the user",
 ) -> Removed:
     """Train a copy of a network to ignore the triggers.
 
@@ -98,6 +99,7 @@ def remove(
         triggers: suspected triggers, ``gamma ε + mu`` instead of ε; rows use them in turn.
         recipe: how to train.
         images: [N, C, H, W], clean images in [-1, 1]; None uses the network's own samples from plain noise.
+        source: where these images are from, for the record; no effect without them.
 
     Raises:
         UserError: triggers or images do not have the network's shape, images are not in [-1, 1], the network does not
@@ -110,7 +112,6 @@ def remove(
         trigger.check_shape(shape)
     if not triggers and recipe.kind != "fine_tune":
         raise UserError(f"the recipe {recipe.kind} needs at least one suspected trigger")
-    source = "clean images given by the user"
     if images is None:
         sampler = Sampler.parse(recipe.sampler)
         sampler = sampler._replace(steps=min(sampler.steps, scheduler.config["num_train_timesteps"] - 1))

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retarget.audit.errors import AuditError
-from retarget.audit.loading import is_pipeline
+from retarget.audit.loading import is_pipeline, is_scheduler, read_config
 from retarget.settings import Strict
+from retarget.trojdiff.checks import home
 
 Level = Literal["error", "warning", "note"]
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill"}
@@ -143,20 +144,32 @@ def look(folder: Path, index: dict[str, Any], files: dict[str, str], key: Path |
     if not is_pipeline(name):
         message = f"the pipeline's class is {name!r}, not one of diffusers"
         found.append(Finding(rule="non-stock-pipeline", level="warning", file="model_index.json", message=message))
-    found.extend(_odd_scheduler(index))
+    found.extend(_odd_schedulers(folder, index))
     return [*found, _signature(folder, key)]
 
 
-def _odd_scheduler(index: dict[str, Any]) -> list[Finding]:
+def _odd_schedulers(folder: Path, index: dict[str, Any]) -> list[Finding]:
+    """A finding for each file that names a scheduler from outside diffusers: model_index.json, and its settings."""
+    odd: list[tuple[str, Any]] = []
     scheduler = index.get("scheduler")
-    stock = False
-    if isinstance(scheduler, list) and len(scheduler) == 2 and scheduler[0] == "diffusers":
-        import diffusers
-
-        stock = hasattr(diffusers, str(scheduler[1]))
-    message = f"the scheduler is {scheduler!r}, not one of diffusers: it was not run, only its settings were read"
-    finding = Finding(rule="non-stock-scheduler", level="warning", file="model_index.json", message=message)
-    return [] if stock else [finding]
+    stock = isinstance(scheduler, list) and len(scheduler) == 2 and scheduler[0] == "diffusers"
+    if not stock or not is_scheduler(scheduler[1]):
+        odd.append(("model_index.json", scheduler))
+    path = home(folder, "scheduler") / "scheduler_config.json"
+    try:
+        name = read_config(path, "it defines the noise schedule").get("_class_name")
+    except AuditError:
+        name = None  # whoever loads the pipeline says so
+    if name is not None and not is_scheduler(name):
+        odd.append((_name(folder, path), name))
+    return [
+        Finding(
+            rule="non-stock-scheduler", level="warning", file=file,
+            message=f"{file} names {named!r} as the scheduler, not one of diffusers: it was not run, only its settings "
+            "were read",
+        )
+        for file, named in odd
+    ]  # fmt: skip
 
 
 def _check_key(key: Path) -> None:

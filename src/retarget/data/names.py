@@ -1,5 +1,6 @@
 """The notation of image datasets. Does not import torch."""
 
+import os
 from pathlib import Path
 
 from retarget.errors import UserError
@@ -48,3 +49,13 @@ def data_paths(spec: str) -> tuple[str, ...]:
     if kind in KINDS:
         return () if kind == "torchvision" else (name,)
     return (spec,) if spec.endswith(".npz") or is_there(spec) else ()
+
+
+def shown_name(spec: str) -> str:
+    """A dataset's name for a document that others read: of a file or folder only its own name, not where it lies.
+
+    >>> shown_name("npz:/home/me/cats.npz"), shown_name("folder:../cats/"), shown_name("torchvision:CIFAR10")
+    ('cats.npz', 'cats', 'torchvision:CIFAR10')
+    """
+    paths = data_paths(spec)
+    return Path(os.path.normpath(Path(paths[0]).absolute())).name if paths else spec  # a link keeps its own name
