@@ -152,8 +152,10 @@ def _odd_schedulers(folder: Path, index: dict[str, Any]) -> list[Finding]:
     """A finding for each file that names a scheduler from outside diffusers: model_index.json, and its settings."""
     odd: list[tuple[str, Any]] = []
     scheduler = index.get("scheduler")
-    stock = isinstance(scheduler, list) and len(scheduler) == 2 and scheduler[0] == "diffusers"
-    if not stock or not is_scheduler(scheduler[1]):
+    if not (
+        isinstance(scheduler, list) and len(scheduler) == 2 and scheduler[0] == "diffusers"
+        and is_scheduler(scheduler[1])
+    ):  # fmt: skip
         odd.append(("model_index.json", scheduler))
     path = home(folder, "scheduler") / "scheduler_config.json"
     try:
