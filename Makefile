@@ -24,7 +24,7 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/demo.stamp
 
-demo: $(VENV)/demo.stamp  ## all three studies on embedded data, minutes on two cores; writes one page
+demo: $(VENV)/demo.stamp  ## three studies and two audits on embedded data, minutes on two cores; pages in studies/demo
 	$(BIN)/retarget study pskd --preset demo --jobs 2 --out $(DEMO_OUT)/pskd
 	$(BIN)/retarget study trojdiff --preset demo --jobs 2 --out $(DEMO_OUT)/trojdiff
 	$(BIN)/retarget study pope --preset demo --jobs 2 --out $(DEMO_OUT)/pope

@@ -4,7 +4,8 @@ An et al., *Elijah: Eliminating Backdoors Injected in Diffusion Models via Distr
 designed for stock-sampler attacks with one target image; for TrojDiff the authors give the sampler the true trigger.
 
 Differences from the released code: pairwise distances are Euclidean, as in the paper's equation; the code uses LPIPS,
-which is not made for such small images. No threshold was released, so studies derive one from clean models.
+which is not made for such small images, and leaves out four values at each end of the uniformity score. No threshold
+was released, so studies derive one from clean models.
 """
 
 from dataclasses import dataclass
