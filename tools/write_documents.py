@@ -80,7 +80,7 @@ def _filled(text: str, path: Path) -> str:
         text = _between(text, name, name, lambda _, write=write: write())
     text = _between(text, r"results: (?P<name>[\w-]+)", "results", lambda found: excerpt(found["name"], path))
     text = _between(text, r"called: (?P<names>[\w -]+)", "called", lambda found: called(found["names"].split(), path))
-    odd = re.findall(r"<!-- results: (?![\w-]+ -->).*", text)
+    odd = re.findall(r"<!-- (?:results: (?![\w-]+ -->)|called: (?![\w -]+ -->)).*", text)
     if odd:
         raise SystemExit(f"{path}: no record is named by {odd[0]}")
     return text

@@ -97,8 +97,6 @@ def test_elijahs_published_settings_are_those_of_its_paper_and_code():
     one = elijah.PUBLISHED
     assert (one.noises, one.iterations, one.learning_rate, one.share) == (100, 100, 0.1, 0.5)
     assert (one.samples, one.sampler) == (16, "ddpm-1000")
-    steps = int(one.sampler.removeprefix("ddpm-"))
-    assert 3 * one.iterations * one.noises + one.samples * steps == 46_000, "one inversion, and its samples"
 
 
 def test_terds_loss_and_divergence_are_the_papers():
@@ -181,7 +179,6 @@ def test_diff_cleanses_published_settings_are_those_of_its_code():
     assert (one.alike, one.flat) == (0.999, 0.5)
     assert (one.entropy_low, one.entropy_high, one.entropy_weight) == (0.8, 6.0, 20.0)
     assert (one.value_low, one.value_high) == (0.05, 0.95)
-    assert one.iterations * one.samples * int(one.sampler.removeprefix("ddim-")) == 32_000, "if none is a success"
 
 
 @pytest.mark.parametrize("alike", [False, True])

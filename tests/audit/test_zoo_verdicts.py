@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from retarget.audit.calibration import shipped
-from retarget.audit.studies.analysis import _cells
-from retarget.audit.studies.build import build, trigger_of
-from retarget.audit.studies.members import CELLS, CLEAN, STOCK, Recipe, draw, supposed
-from retarget.audit.studies.plan import LABELS, Settings
+from retarget.audit.studies.analysis import _cells, analyse
+from retarget.audit.studies.build import build
+from retarget.audit.studies.members import CELLS, STOCK, Recipe, draw, supposed
+from retarget.audit.studies.plan import LABELS, Settings, plan
 from retarget.audit.studies.run import detect
 from retarget.audit.studies.verdicts import STRONG, Model, Split, said, verdicts
+from retarget.cli import main
+from retarget.errors import UserError
+from retarget.study.record import Results
 
 RECIPE = Recipe(sources=("digits",), widths=((8, 8),), steps=2, attack_steps=2, batch_size=8)
 
@@ -31,7 +34,7 @@ def test_the_command_s_verdicts_are_counted_by_sort_of_model():
     assert rows["clean, trained well"][:4] == rows["clean"][:4]
     assert rows["clean, trained well"][4].startswith(f"{rows['clean'][3]}; undecided 0")
     assert rows["D2I, blend"][:4] == rows["strong attacks"][:4]
-    assert rows["strong attacks"][4] == f"{rows['strong attacks'][3]} without {LABELS[CLEAN[0]]}"
+    assert rows["strong attacks"][4] == f"{rows['strong attacks'][3]} without whichever it is"
     assert len(rows) == 5
 
 
@@ -73,7 +76,7 @@ def test_each_cell_has_the_rate_and_the_area_of_its_own_attacks():
     strong = [*models("d2i_patch", [3.0, 4.0], **works), *models("d2i_blend", [0.5, -1.0], **works)]
     clean = models("plain", [0.0, 1.0])
     development = models("logo", [2.0 - number / 50 for number in range(24)])
-    rows = {row[0]: row[1] for row in _cells(Split([], clean, strong, [], development), ["terd"]).rows}
+    rows = {row[0]: row[2] for row in _cells(Split([], clean, strong, [], development), ["terd"]).rows}
     assert rows["D2I, patch"].startswith("2/2: 100 [34, 100]; 1.000 (no two overlap")
     assert rows["D2I, blend"].startswith("0/2: 0 [0, 66]; 0.250 [")
     assert rows["In-D2D, blend"].endswith("; –")
@@ -99,4 +102,26 @@ def test_a_detector_that_is_told_uses_the_trigger_or_the_family(kind, tmp_path):
     small = settings.model_copy(update={"refine": False})
     families = [detect("terd", folder, small, 0, one)[0].details["family"] for one in (None, member.attack)]
     assert families == ["trojdiff, blind", "bad_diffusion" if kind in STOCK else "trojdiff"]
-    assert trigger_of(member.attack, (1, 8, 8)).shape == (1, 8, 8)
+
+
+def test_told_reaches_the_detectors_and_is_said_in_the_tables(tmp_path):
+    """Of a clean member and of an attacked one: their samples are of a Trojan sampler, and so is the page's text."""
+    common = ['detectors=["elijah"]', "steps=2", "attack_steps=2", "samples=8", "removals=0", f"zoo={tmp_path / 'zoo'}"]
+    arms = ["--arms", "evaluation-plain", "evaluation-d2i_patch", f"evaluation-{STOCK[0]}", "--seeds", "0"]
+    scores = {}
+    for told in ("false", "true"):
+        out = tmp_path / told
+        words = ["study", "audit", "--preset", "demo", "--set", *common, f"told={told}", *arms, "--out", str(out)]
+        assert main([*words, "--no-progress"]) == 0
+        runs = Results.load(out)
+        scores[told] = [runs.run("default", arm.name, 0).metrics["score_elijah"] for arm in runs.plan.arms]
+        (notes,) = [figure.caption for figure in analyse(runs).figures if figure.title.startswith("Does it find them")]
+        assert ("are told what their papers tell them" in notes) == (told == "true")
+        assert ("Blind: " in notes) == (told == "false")
+    same = [blind == told for blind, told in zip(scores["false"], scores["true"], strict=True)]
+    assert same == [False, False, True], "a stock sampler's attack has no trigger to tell of"
+
+
+def test_told_needs_a_detector_that_can_be_told():
+    with pytest.raises(UserError, match="told=true is for detectors from papers"):
+        plan("small", {"told": True, "detectors": ["audit"]})

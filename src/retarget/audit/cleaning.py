@@ -229,8 +229,8 @@ def _card(removed: Removed, after: Outcome, record: dict[str, Any]) -> str:
 `retarget audit` found {triggers} in the network that this one was made from, and trained the network to ignore it:
 {recipe.steps} steps of Adam at {recipe.learning_rate:g}, batches of {recipe.batch_size}, on {removed.images} images
 ({removed.source}). {recipe.share:.0%} of the rows had noise with a suspected trigger, and their target was the whole of
-this noise, which is the answer of a clean network near T: their timesteps had an ᾱ below {recipe.below:g}, except
-rows of a stock sampler's law.
+this noise, which is the answer of a clean network near T: their timesteps had an ᾱ below {recipe.below:g},
+or were the noisiest tenth, except in rows of a stock sampler's law.
 
 - The verdict of an audit of this network: **{after.verdict}** (exit code {after.exit_code}). {after.reason}
 - {PASSED if passed(after) else FAILED}

@@ -52,7 +52,7 @@ class AuditArguments:
     allow_undecided: FlagCreatePairsOff[bool] = False
     """Exit with 0 and a warning instead of 3."""
     fail_on: Literal["trojaned", "warning"] = "trojaned"
-    """warning: also exit with 1 on static findings (custom code, pickles next to safetensors, weights that were not
+    """warning: also exit with 1 on static findings (custom code, pickles, weights that were not
     audited, non-stock classes, a signature that is invalid or, with --public-key, absent)."""
     preset: Literal["none", "demo"] = "none"
     """demo: train a clean and a trojaned 8×8 model and audit both, in minutes."""

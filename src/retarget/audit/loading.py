@@ -273,12 +273,14 @@ def is_pipeline(name: Any) -> bool:
 def is_scheduler(name: Any) -> bool:
     """Whether diffusers has a scheduler of this name. Nothing is imported: a checkpoint chooses no import.
 
-    >>> [is_scheduler(one) for one in ("DDIMScheduler", "TrojanScheduler", "get_scheduler", ["mine", "DDIMScheduler"])]
+    >>> [is_scheduler(one) for one in ("ScoreSdeVpScheduler", "TrojanScheduler", "get_scheduler", ["DDIMScheduler"])]
     [True, False, False, False]
     """
-    import diffusers
+    import diffusers.schedulers
 
-    return isinstance(name, str) and name.endswith("Scheduler") and name in dir(diffusers)
+    return (
+        isinstance(name, str) and name.endswith("Scheduler") and name in {*dir(diffusers), *dir(diffusers.schedulers)}
+    )
 
 
 def component(index: dict[str, Any], name: str) -> tuple[str, str] | None:

@@ -6,8 +6,8 @@ alike samples in any iteration (the paper's MSCR). Its pruning is not part of th
 
 Differences from the released code: cosines are between pixels for every attack; for TrojDiff the code uses features of
 CLIP, and is given gamma and the Trojan sampler. Once images are alike, the code narrows the range of entropy to theirs,
-with a weight of 10, and it scales the gradient. Its example uses UniPC with 20 steps; its variant for TrojDiff has a
-learning rate of 1e-3 and counts images above a cosine of .9 as alike.
+with a weight of 10, and it scales the gradient. Its variant for TrojDiff has a learning rate of 1e-3, and
+counts images above a cosine of .9 as alike.
 """
 
 from dataclasses import dataclass

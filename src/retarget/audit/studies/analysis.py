@@ -13,13 +13,20 @@ from retarget.study.figures import Analysis, Bars, Table
 from retarget.study.record import Results
 
 CONDITION = "default"
+BLIND = "Blind: detectors get no information about the models."
+TOLD = (
+    "The published detectors are told what their papers tell them: TERD the family of the attack, the others the "
+    "trigger of the Trojan sampler. A clean model is told of an attack under TrojDiff's law that is drawn for it, so "
+    "attacks of stock samplers, which have no such trigger, are left out."
+)
 GONE = 2.0
 """A trojan is gone if its attack succeeds at most this many points above its base rate."""
 
 
 def analyse(results: Results) -> Analysis:
     """Tables of rates, recovery, cost and removal; the notes give the main rates in a sentence each."""
-    models = _models(results)
+    told = bool(results.plan.settings.get("told"))
+    models = [model for model in _models(results) if not (told and model.kind in STOCK)]
     judged = [model for model in models if model.which == "evaluation"]
     split = Split(
         [model for model in models if model.which == "calibration"],
@@ -36,9 +43,9 @@ def analyse(results: Results) -> Analysis:
     if against:
         tables += [_adaptive(against)]
     if names:
-        tables[:0] = [_rates(split, names), _cells(split, names), _families(split, names)]
+        tables[:0] = [_rates(split, names, told), _cells(split, names), _families(split, names)]
         tables += [_recovery(split, names), _cost(models, split, names)]
-    return Analysis(figures=[*tables, *_scores(split, names)], notes=_notes(split, names, results))
+    return Analysis(figures=[*tables, *_scores(split, names)], notes=_notes(split, names, results, told))
 
 
 def _models(results: Results) -> list[Model]:
@@ -72,7 +79,7 @@ def _area(split: Split, name: str, kind: str = "") -> str:
     return f"{area:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _rates(split: Split, names: Sequence[str]) -> Table:
+def _rates(split: Split, names: Sequence[str], told: bool) -> Table:
     rows = []
     for name in names:
         origin, null = split.null(name)
@@ -84,7 +91,7 @@ def _rates(split: Split, names: Sequence[str]) -> Table:
         )  # fmt: skip
     return Table(
         title="Does it find them, and how often does it call clean ones trojaned?",
-        caption="Blind: detectors get no information about the models. A model is called trojaned if its p-value among "
+        caption=f"{TOLD if told else BLIND} A model is called trojaned if its p-value among "
         "clean models is at most the level: for the audit among the calibration models, for others among the clean "
         f"ones of the development zoo if the study has {LEVELS[-1][0]} of them. TPR is over trojaned models whose "
         f"attack succeeds at least {LIFT:g} points above its base rate; weaker ones have a column of their own. "
@@ -117,15 +124,16 @@ def _adaptive(against: Sequence[Model]) -> Table:
 
 def _cells(split: Split, names: Sequence[str]) -> Table:
     rows = [
-        [LABELS[kind], *(f"{share(_calls([m for m in split.strong if m.kind == kind], name, split))}; "
-                         f"{_area(split, name, kind)}" for name in names)]
+        [LABELS[kind], str(sum(model.kind == kind for model in split.strong)),
+         *(f"{share(_calls([m for m in split.strong if m.kind == kind], name, split))}; {_area(split, name, kind)}"
+           for name in names)]
         for kind in (*CELLS, *STOCK)
     ]  # fmt: skip
     return Table(
         title="By target and trigger", caption="TPR in % with 95 % Wilson intervals, for strong attacks only, at the "
         "level that each detector's clean models allow; and AUROC with a 95 % bootstrap interval, beside all clean "
         "models, whatever the level.",
-        columns=["attack", *(DETECTORS[name] for name in names)], rows=rows,
+        columns=["attack", "strong", *(DETECTORS[name] for name in names)], rows=rows,
     )  # fmt: skip
 
 
@@ -279,7 +287,7 @@ def _scores(split: Split, names: Sequence[str]) -> list[Bars]:
     )]  # fmt: skip
 
 
-def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
+def _notes(split: Split, names: Sequence[str], results: Results, told: bool) -> list[str]:
     settings = results.plan.settings
     notes = [
         f"{len(split.calibration)} clean models for calibration; {len(split.clean)} clean, {len(split.strong)} "
@@ -300,8 +308,8 @@ def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
                          f"{_area(split, name)}.")  # fmt: skip
             continue
         notes.append(
-            f"{DETECTORS[name]}, blind, at a level of {level:.0%}, from {len(null)} clean {origin} models: TPR "
-            f"{share(_calls(split.strong, name, split))} %, FPR "
+            f"{DETECTORS[name]}, {'told' if told and name != 'audit' else 'blind'}, at a level of {level:.0%}, from "
+            f"{len(null)} clean {origin} models: TPR {share(_calls(split.strong, name, split))} %, FPR "
             f"{share(_calls(split.clean, name, split))} %, AUROC {_area(split, name)}; weak attacks "
             f"{share(_calls(split.weak, name, split))} %."
         )

@@ -12,7 +12,7 @@ from retarget.study.config import SHARE, Arm, Metric, StudyPlan, choose_arms
 
 Detector = Literal["audit", "elijah", "terd", "diff_cleanse"]
 DETECTORS: dict[str, str] = {"audit": "audit", "elijah": "Elijah", "terd": "TERD", "diff_cleanse": "Diff-Cleanse"}
-"""Labels of the detectors. Each gets a network in memory, without name, card and marks, and no other information."""
+"""Labels of the detectors. Each gets a network in memory, without name, card and marks, unless ``told``."""
 
 MIXED: dict[str, tuple[str, ...]] = {"clean": CLEAN, "trojaned": CELLS, "stock": STOCK}
 """Arms of the development set; their members take these kinds in turn."""
@@ -53,6 +53,7 @@ class Settings(Recipe):
 RECIPES = {"counter": "removal", "elijah": "Elijah's removal", "fine_tune": "clean fine-tuning"}
 """How trojans are removed; the first is that of ``retarget audit --clean``."""
 
+TOLD = {False: "nothing", True: "what its paper tells it"}
 UNMEASURED = ("zoo", "root")
 
 LABELS = {
@@ -179,12 +180,15 @@ def plan(
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for audit: choose {', '.join(PRESETS)}")
     settings = resolve_settings(Settings, merged(PRESETS[preset], config or {}))
+    if settings.told and set(settings.detectors) <= {"audit"}:
+        raise UserError("told=true is for detectors from papers, and none is asked for: add one, or leave it out")
     usual = DEMO_ARMS if preset == "demo" else tuple(arm.name for arm in ARMS)
     wanted = [name for one in arms or usual for name in GROUPS.get(one, (one,))]
     return StudyPlan(
         study="audit",
         title="Audit: detectors of trojaned diffusion models on a zoo",
-        question="Which checkpoints does a detector find, told nothing, and how often are clean ones called trojaned?",
+        question=f"Which checkpoints does a detector find, told {TOLD[settings.told]}, and how often are clean ones "
+        "called trojaned?",
         preset=preset,
         task="retarget.audit.studies.run:run",
         task_name="audit-zoo-1",

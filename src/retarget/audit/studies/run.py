@@ -172,11 +172,13 @@ def recovery(found: Recovered, member: Member) -> dict[str, float]:
     """
     assert member.attack is not None
     shape = (member.images.channels, member.images.side, member.images.side)
-    trigger, maps = trigger_of(member.attack, shape), as_trigger(found)
+    trigger = trigger_of(member.attack, shape)
     values = {"cosine": float(torch.cosine_similarity(found.mu.flatten(), trigger.mu.flatten(), dim=0))}
-    plain, noise = torch.randn(2, NOISES, *shape, generator=torch.Generator().manual_seed(0))
-    told = [likelihood_score(one, maps.mu, maps.gamma).numpy() for one in (plain, trigger.noise(noise))]
-    values["inputs"] = roc(*told)[2]
+    if found.mu.isfinite().all() and torch.as_tensor(found.gamma).isfinite().all():
+        maps = as_trigger(found)
+        plain, noise = torch.randn(2, NOISES, *shape, generator=torch.Generator().manual_seed(0))
+        told = [likelihood_score(one, maps.mu, maps.gamma).numpy() for one in (plain, trigger.noise(noise))]
+        values["inputs"] = roc(*told)[2]
     if found.mask is not None and member.attack.trigger == "patch":
         values["iou"] = overlap(found.mask, trigger.mask)
     return values

@@ -114,8 +114,8 @@ def verdicts(split: Split, null: Null) -> Table:
         "score far above those of all clean models. Numbers of models; shares in % with a 95 % Wilson interval. No "
         "model here is in that null. The last column leaves out the null's models of the same kind. If fewer than "
         f"{LEAST} of a shape remain, its models are compared with clean models of other shapes instead, and a weak "
-        "trigger is then undecided: the number of these models follows. For attacks it leaves out one kind after the "
-        "other, and has the fewest called trojaned.",
+        "trigger is then undecided: the number of these models follows. For the strong attacks together it leaves out "
+        "one kind after the other, and has the fewest called trojaned.",
         columns=["models", "nothing found", "undecided", "trojaned", "called trojaned", "with a kind left out"],
         rows=rows,
     )  # fmt: skip
@@ -132,8 +132,10 @@ def _fewest(split: Split, nulls: Mapping[str, Null]) -> str:
     found = {
         kind: [verdict == "trojaned" for verdict in said(split, null)[STRONG]] for kind, null in nulls.items()
     }  # fmt: skip
-    kind = min(found, key=lambda one: sum(found[one]))
-    return share(found[kind]) + (f" without {LABELS[kind]}" if found[kind] else "")
+    fewest = min(map(sum, found.values()))
+    kinds = [kind for kind in found if sum(found[kind]) == fewest]
+    which = "whichever it is" if len(kinds) == len(found) else " or ".join(LABELS[kind] for kind in kinds)
+    return share(found[kinds[0]]) + (f" without {which}" if found[kinds[0]] else "")
 
 
 def _counted(said: Sequence[str]) -> list[str]:
