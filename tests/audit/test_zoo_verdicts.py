@@ -57,7 +57,7 @@ def test_attacks_have_the_fewest_that_are_found_whichever_kind_the_null_lacks():
     """An attack that scores 1.3 times all clean models decides without firing, unless too few of its shape remain."""
     models = [one.model_copy(update={"score": 0.1, "side": 8, "channels": 1, "residual": 0.005})
               for one in shipped().models]  # fmt: skip
-    kept = [one for one in models if one.case == "logo"][:4] + [one for one in models if one.case == "plain"][:16]
+    kept = [one for one in models if one.case == "logo"][:2] + [one for one in models if one.case == "plain"][:20]
     null = shipped().model_copy(update={"models": kept})
     metrics = {"trojaned": 1.0, "attack": 90.0, "base_rate": 0.0, "score_audit": 0.4, "undo_audit": 0.4,
                "strength_audit": 0.1, "residual_audit": 0.005}  # fmt: skip
