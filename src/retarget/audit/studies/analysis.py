@@ -37,14 +37,14 @@ def analyse(results: Results) -> Analysis:
     )
     names = [name for name in DETECTORS if any(f"score_{name}" in model.metrics for model in models)]
     tables = [_attacks(judged), *_removal(judged)]
-    if any("undo_audit" in model.metrics for model in judged):
-        tables[:0] = [verdicts(split, shipped())]
     against = [model for model in models if model.which == "adaptive"]
     if against:
         tables += [_adaptive(against)]
     if names:
         tables[:0] = [_rates(split, names, told), _cells(split, names), _families(split, names)]
         tables += [_recovery(split, names), _cost(models, split, names)]
+    if any("undo_audit" in model.metrics for model in judged):
+        tables[:0] = [verdicts(split, shipped())]
     return Analysis(figures=[*tables, *_scores(split, names)], notes=_notes(split, names, results, told))
 
 
