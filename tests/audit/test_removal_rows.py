@@ -5,22 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from retarget.audit.removal import Recipe, _Batches
 from retarget.trojdiff.trigger import Trigger
 
 SHAPE = (1, 8, 8)
-
-
-def network(**more):
-    torch.manual_seed(0)
-    settings = dict(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, add_attention=False, dropout=0.1,
-    )  # fmt: skip
-    return UNet2DModel(**(settings | more))
 
 
 @pytest.fixture
@@ -85,9 +75,9 @@ def test_only_rows_with_a_trigger_are_moved_to_the_noisy_end():
     assert int(plain[:32].min()) < 542 <= int(moved[:32].min())
 
 
-def test_elijahs_loss_is_the_papers(schedule):
+def test_elijahs_loss_is_the_papers(schedule, make_unet):
     """DDPM's loss, and at T the shifted and the plain answer drawn to the frozen network's plain one."""
-    trained, frozen = network(dropout=0.0), network(dropout=0.0, block_out_channels=(4, 8))
+    trained, frozen = make_unet(), make_unet(block_out_channels=(4, 8))
     trigger = Trigger(torch.full(SHAPE, 0.3), torch.ones(SHAPE), "tau")
     images = torch.rand((5, *SHAPE), generator=torch.Generator().manual_seed(3)) * 2 - 1
     recipe = Recipe(kind="elijah", batch_size=6)
