@@ -259,8 +259,10 @@ def test_the_study_of_removal_measures_before_and_after(trojaned, comparable, tm
     found = example.run(run)
     assert found.keys() == {one.name for one in study.metrics}
     assert found["before"] - found["plain"] > 50, "a network of one image is told from a clean one"
-    # Three steps of cleaning leave the trojan in: the network still restores the noise that the trigger narrows.
-    assert (found["found"], found["still_called"]) == (100, 100)
+    assert found["found"] == 100
+    assert found["after"] + 50 < found["tuned"], "clean fine-tuning of three steps leaves the trojan in"
+    verdicts = json.loads((run.directory / "audit" / "cleaning.json").read_text())["verdicts"]
+    assert (found["rounds"], found["still_called"]) == (len(verdicts), 100 * (verdicts[-1] == "trojaned"))
     with pytest.raises(UserError, match="has no trojaned checkpoint"):
         example.plan("demo", given | {"zoo": str(tmp_path / "run")}, None, None)
     with pytest.raises(UserError, match="no setting step"):
