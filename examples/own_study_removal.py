@@ -23,7 +23,7 @@ from own_study_audit import checkpoints, choose, pipeline_of
 from torch import Tensor
 
 from retarget.audit import audit
-from retarget.audit.cleaning import clean
+from retarget.audit.cleaning import clean, passed
 from retarget.audit.errors import TROJANED
 from retarget.audit.removal import Recipe, remove
 from retarget.audit.studies.build import SAMPLERS
@@ -45,6 +45,7 @@ METRICS = (
     Metric(name="tuned", label="after clean fine-tuning", unit="%", better="lower", optional=True),
     Metric(name="plain", label="plain samples taken for triggered ones", unit="%", better="lower"),
     Metric(name="still_called", label="still called trojaned", unit="%", decimals=0, better="lower", optional=True),
+    Metric(name="cleared", label="cleared by its own audit", unit="%", decimals=0, better="higher", optional=True),
     Metric(name="rounds", label="rounds of removal", decimals=0, better="lower", optional=True),
     Metric(name="fid_before", label="FID before", better="lower", optional=True),
     Metric(name="fid_after", label="FID after removal", better="lower", optional=True),
@@ -108,7 +109,7 @@ def run(run: Run) -> dict[str, float]:
     tuned = remove(unet, schedule, [], Recipe(kind="fine_tune", steps=s["steps"], seed=run.seed)).unet
     metrics |= {
         "after": told(cleaned, true), "tuned": told(tuned, true), "rounds": float(len(cleaning.record["verdicts"])),
-        "still_called": 100.0 * (cleaning.after.exit_code == TROJANED),
+        "still_called": 100.0 * (cleaning.after.exit_code == TROJANED), "cleared": 100.0 * passed(cleaning.after),
     }  # fmt: skip
     real = read_images(s["data"], size=true.shape[1]).with_channels(true.shape[0])
     features = train_classifier(real.first(2000), s["epochs"], run.seed)
