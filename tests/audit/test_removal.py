@@ -28,7 +28,7 @@ from retarget.audit.subject import Recovered
 from retarget.cli import main
 from retarget.errors import UserError
 from retarget.study import Run
-from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline
+from retarget.trojdiff.checkpoint import WEIGHTS, inherited, load_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet, read_images, to_signed
 from retarget.trojdiff.glyphs import glyph
@@ -263,8 +263,8 @@ def test_the_study_of_removal_measures_before_and_after(trojaned, comparable, tm
     assert found["after"] + 50 < found["tuned"], "clean fine-tuning of three steps leaves the trojan in"
     verdicts = json.loads((run.directory / "audit" / "cleaning.json").read_text())["verdicts"]
     assert (found["rounds"], found["still_called"]) == (len(verdicts), 100 * (verdicts[-1] == "trojaned"))
-    removed = load_pipeline(run.directory / "cleaned")[0].config.get("trojan_removed", False)
-    assert found["cleared"] == 100 * removed, "undecided is not cleared"
+    marks = inherited(load_pipeline(run.directory / "cleaned")[0])
+    assert found["cleared"] == 100 * marks.removed, "undecided is not cleared"
     with pytest.raises(UserError, match="has no trojaned checkpoint"):
         example.plan("demo", given | {"zoo": str(tmp_path / "run")}, None, None)
     with pytest.raises(UserError, match="no setting step"):
