@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -153,6 +154,16 @@ def make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError unless files can be created in this folder, or, if there is none, in the nearest one above."""
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".retarget-"):
+            pass
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -245,7 +245,10 @@ def test_the_schema_that_is_published_is_the_schema():
     assert published == schema()
 
 
-SIGNED = ("valid", "relative", "links", "changed", "no key", "another key", "empty signature", "no object", "forged")
+SIGNED = (
+    "valid", "relative", "links", "changed", "no key", "another key", "empty signature", "no object", "forged",
+    "nested",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("case", SIGNED)
@@ -272,8 +275,9 @@ def test_a_signature_is_verified_where_a_key_is_given(pipeline, tmp_path, case, 
     config.sign(pipeline, pipeline / "model.sig")
     if case == "changed":
         (pipeline / "unet" / "config.json").write_text("{}")
-    if case in ("empty signature", "no object"):
-        (pipeline / "model.sig").write_text({"empty signature": '{"signatures": []}', "no object": "[]"}[case])
+    damaged = {"empty signature": '{"signatures": []}', "no object": "[]", "nested": "[" * 100_000}
+    if case in damaged:
+        (pipeline / "model.sig").write_text(damaged[case])
     if case == "forged":
         text = json.loads((pipeline / "model.sig").read_text())
         text["dsseEnvelope"]["payload"] = "eA=="
@@ -317,11 +321,7 @@ def test_unusable_places_are_refused_before_the_search(pipeline, tmp_path, quick
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
     monkeypatch.chdir(pipeline)
-    odd, rectangular = tmp_path / os.fsdecode(b"m\xff"), tmp_path / "rectangular"
-    for copy in (odd, rectangular):
-        shutil.copytree(pipeline, copy)
-    config = json.loads((rectangular / "unet/config.json").read_text())
-    (rectangular / "unet/config.json").write_text(json.dumps(config | {"sample_size": [8, 16]}))
+    odd = shutil.copytree(pipeline, tmp_path / os.fsdecode(b"m\xff"))
     o, new = str(tmp_path / "o"), str(tmp_path / "new")
     for words, message in (
         ([str(odd), "--out", o], "its name is not UTF-8: rename it"),
@@ -330,7 +330,6 @@ def test_unusable_places_are_refused_before_the_search(pipeline, tmp_path, quick
             [str(pipeline), "--out", f"{new}/report", "--clean", new],
             "in the cleaned pipeline's folder: give another --out",
         ),
-        ([str(rectangular), "--out", o, "--clean", new], "--clean cannot train this network"),
         ([str(pipeline), "--out", str(tmp_path / "file")], "file"),
         ([str(pipeline), "--out", str(tmp_path / "o"), "--clean", str(tmp_path / "full")], "full is not empty"),
         ([str(pipeline), "--out", str(tmp_path / "o"), "--clean", str(tmp_path / "file")], "file is a file: give"),

@@ -139,6 +139,14 @@ def test_weights_that_can_be_loaded_into_the_pipeline_leave_no_clean_verdict(pip
     assert [each.file for each in one.findings if each.rule == "unaudited-weights"] == [name]
 
 
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "adapter.safetensors"])
+def test_lora_weights_without_a_pipeline_are_not_covered(tmp_path, name):
+    save_file(LORA, tmp_path / name)
+    one = audit_pipeline(tmp_path, None)
+    assert (one.verdict, one.exit_code) == ("not covered", 3)
+    assert f"{name}: LoRA weights change another network" in one.reason
+
+
 def test_a_pickle_is_known_by_its_first_bytes_and_nothing_else_is_taken_for_one(pipeline):
     """A safetensors file may begin as a pickle does, with the length of its header."""
     for protocol in (2, 5):

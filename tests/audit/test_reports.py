@@ -154,7 +154,7 @@ def test_what_an_exit_code_is_because_of_is_said_once_and_with_a_plain_name(caps
 def test_an_earlier_report_is_forgotten_and_nothing_else(tmp_path):
     for name in (".", "after-1", "after-2", "after-cleaning"):
         (tmp_path / name).mkdir(exist_ok=True)
-        (tmp_path / name / "audit.json").write_text("{}")
+        (tmp_path / name / "audit.json").write_text('{"tool": "retarget 0.1"}')
     (tmp_path / "after-3").mkdir()  # of an audit that was interrupted before its report
     (tmp_path / "after-3" / "trigger.safetensors").write_text("{}")
     for name in ("after-2", "after-cleaning"):

@@ -157,6 +157,8 @@ def test_a_checkpoint_unlike_every_clean_model_has_no_error_rate():
     assert "error" in nearest(8, 1, 0.5, null, "s").unlike
     assert nearest(8, 1, 0.0, null, "s").unlike == "", "a perfect network is compared with the best"
     assert "ends at ᾱ = 0.048" in nearest(8, 1, 0.01, null, "s", 0.048).unlike
+    assert "searched at ᾱ = 0.83" in nearest(8, 1, 0.01, null, "s", 4e-5, 0.83).unlike, "a schedule of three steps"
+    assert nearest(8, 1, 0.01, null, "s", 4e-5, 0.13).unlike == ""
     assert nearest(8, 1, 0.01, null, "s", 0.0047).unlike == "", "the end of Stable Diffusion's schedule"
     few = Null(search="s", command="", models=[model()])
     assert "1 clean" in nearest(8, 1, 0.01, few, "s").unlike

@@ -48,6 +48,9 @@ CLEAR = 0.005
 """A checkpoint whose noisy end was searched at a larger ᾱ is unlike the null's models, whose schedules leave nothing of
 the image at T: here a thousandth of x_t's variance and more is the image's."""
 
+MIDDLES = (0.05, 0.2)
+"""A checkpoint whose middle was searched outside this range of ᾱ is unlike the null's models, for which it was .1."""
+
 
 @cache
 def shipped() -> Null:
@@ -96,7 +99,9 @@ class Family(Strict):
     unlike: str = ""
 
 
-def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: str, level: float = 0.0) -> Family:
+def nearest(
+    side: int, channels: int, residual: float, null: Null, fingerprint: str, level: float = 0.0, middle: float = 0.1
+) -> Family:  # fmt: skip
     """The clean models that are most similar to a checkpoint, or the reason why there is no error rate.
 
     These are the models of its own shape that are trained about as well. If there are too few, those with as many
@@ -107,7 +112,7 @@ def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: 
         residual: the checkpoint's error on plain noise; if it is far above every clean model's, the null is invalid.
         null: the null to compare with.
         fingerprint: fingerprint of the search that was run on the checkpoint.
-        level: ᾱ where its noisy end was searched.
+        level, middle: ᾱ where its noisy end and its middle were searched.
     """
     plural = "s" * (channels > 1)
     coloured = [one for one in null.models if one.channels == channels]
@@ -143,6 +148,11 @@ def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: 
         return unlike(f"the null has only {len(alike)} clean models, fewer than {LEAST}")
     if level > CLEAR:
         return unlike(f"its schedule ends at ᾱ = {level:.2g}, with more of the image than those of all clean models")
+    if not MIDDLES[0] <= middle <= MIDDLES[1]:
+        return unlike(
+            f"its schedule is so coarse that its middle was searched at ᾱ = {middle:.2g}, and those of all clean "
+            "models at .1"
+        )
     most = max(one.residual for one in null.models)
     if residual > 3 * most:
         return unlike(

@@ -20,7 +20,7 @@ from retarget.audit.run import SUSPICIOUS, audit_pipeline
 from retarget.audit.subject import Subject
 from retarget.data.names import shown_name
 from retarget.errors import UserError
-from retarget.files import cannot_write, make_directory, write_json
+from retarget.files import check_writable, make_directory, write_json
 from retarget.trojdiff.checkpoint import Trojan, inherited, load_pipeline, network_shape, save_pipeline
 from retarget.trojdiff.classifier import Classifier, train_classifier
 from retarget.trojdiff.data import ImageSet, held_out, to_signed, to_uint8
@@ -138,12 +138,7 @@ def check_new(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "is not empty" if out.is_dir() else "is a file"
         raise UserError(f"{out} {what}: give a new folder for the cleaned pipeline")
-    place = next(one for one in out.absolute().parents if one.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=place, prefix=".cleaning-"):
-            pass
-    except OSError as error:
-        raise cannot_write(out, error) from error
+    check_writable(out)
 
 
 def passed(after: Outcome) -> bool:

@@ -118,6 +118,7 @@ def _audit(words: list[str]) -> int:
         outcome = _audited(path, folder, given)
         outcome, why = adjusted(outcome, given.allow_undecided, given.fail_on)
         tell(outcome, folder)
+        failed += [ERROR] if outcome.score is not None and not outcome.pictures else []  # they cannot be written
         failed += _written(partial(write, outcome, folder, command))
         if why:
             complain(f"retarget: {why}")
@@ -145,7 +146,7 @@ def _check_places(given: AuditArguments, folders: Sequence[Path]) -> None:
     from retarget.audit.cleaning import check_new
     from retarget.audit.images import read_training
     from retarget.audit.report import forget
-    from retarget.files import make_directory
+    from retarget.files import check_writable, make_directory
     from retarget.trojdiff.checkpoint import load_pipeline, network_shape
 
     for path, folder in zip(given.pipelines, folders, strict=True):
@@ -159,6 +160,8 @@ def _check_places(given: AuditArguments, folders: Sequence[Path]) -> None:
     if given.clean is not None:
         check_new(given.clean)
         cleaned, report = given.clean.resolve(), folders[0].resolve()
+        if given.pipelines[0].resolve() in (cleaned, *cleaned.parents):
+            raise UsageError(f"--clean {given.clean} is in the pipeline itself, whose files are hashed: choose another")
         if report == cleaned or cleaned in report.parents:
             raise UsageError(
                 f"the report would be written to {folders[0]}, in the cleaned pipeline's folder: give another --out"
@@ -166,13 +169,14 @@ def _check_places(given: AuditArguments, folders: Sequence[Path]) -> None:
         if given.pipelines[0].is_dir():  # any other name would be looked up on the hub
             try:
                 unet, _ = load_pipeline(given.pipelines[0], "accept")
-            except UserError as error:
-                reason = f"--clean cannot train this network: {error}. Leave --clean out to audit it"
-                raise UsageError(reason) from error
-            if given.data is not None:
-                read_training(given.data, network_shape(unet))
+            except UserError as error:  # it gets a verdict all the same
+                complain(f"retarget: warning: --clean cannot train this network: {error}")
+            else:
+                if given.data is not None:
+                    read_training(given.data, network_shape(unet))
     for folder in folders:
         make_directory(folder)
+        check_writable(folder)
         forget(folder)
 
 
@@ -246,9 +250,15 @@ def _clean(path: Path, folder: Path, outcome: "Outcome", given: AuditArguments, 
 def names_of(paths: Sequence[Path]) -> list[str]:
     """A folder name for each pipeline; the name ``pipeline`` says little and gets its parent's, equal ones a number.
 
+    So does one that is the name of a report.
+
     >>> names_of([Path("a/x"), Path("b/x"), Path("c/y"), Path("/d/pipeline")])
     ['x', 'x-2', 'y', 'd-pipeline']
+    >>> names_of([Path("audit.json")])
+    ['audit.json-2']
     """
+    from retarget.audit.report import REPORT
+
     names: list[str] = []
     for path in paths:
         place = path.resolve()
@@ -256,7 +266,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
         if name == "pipeline" and place.parent.name:
             name = f"{place.parent.name}-{name}"
         number, unique = 1, name
-        while unique in names:
+        while unique in names or unique in REPORT:
             number += 1
             unique = f"{name}-{number}"
         names.append(unique)
@@ -286,4 +296,5 @@ def adjusted(outcome: "Outcome", allow_undecided: bool, fail_on: str) -> tuple["
         code = CLEAN
         said = printable(f"{outcome.pipeline} is {outcome.verdict}")
         why = f"warning: {said}; its exit code is 0 because of --allow-undecided"
-    return outcome.model_copy(update={"exit_code": code}), why
+    reason = why.removeprefix("warning: ")
+    return outcome.model_copy(update={"exit_code": code, "exit_code_reason": reason}), why

@@ -19,7 +19,7 @@ from retarget.trojdiff.checks import BETAS, home, process, with_betas
 
 _STEM = "diffusion_pytorch_model"
 LARGEST = 128 * 128
-"""Most values of an image: the memory of the screen grows with their square, 1 GB for these."""
+"""Most values of an image: the memory of the screen grows with their square, to about 10 GB for these."""
 MOST_LAYERS = 100
 """More in a block are no network, but a configuration that takes for ever to build."""
 MOST_STEPS = 1_000_000
@@ -41,7 +41,7 @@ def read_pipeline(folder: Path) -> tuple[UNet2DModel, Any]:
         AuditError: the folder is not a pipeline, files are broken, or the only weights are pickles.
         NotCoveredError: the pipeline is of a kind that is not covered; see the README of ``retarget.audit``.
     """
-    index = read_config(folder / "model_index.json", "every folder of a diffusers pipeline has one")
+    index = read_index(folder)
     _check_index(index)
     settings = read_config(home(folder, "scheduler") / "scheduler_config.json", "it defines the noise schedule")
     check_process(settings.get("_class_name"), settings)
@@ -59,6 +59,19 @@ def read_pipeline(folder: Path) -> tuple[UNet2DModel, Any]:
     except NOT_MADE as error:
         raise AuditError(f"scheduler/scheduler_config.json defines no noise schedule: {_first(error)}") from error
     return unet, scheduler
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The content of a pipeline's ``model_index.json``.
+
+    Raises:
+        AuditError: the folder has none, or a broken one.
+        NotCoveredError: it has none, but LoRA weights.
+    """
+    path = folder / "model_index.json"
+    if not path.is_file() and (lora := sorted(one.name for one in folder.iterdir() if _is_lora(one))):
+        raise NotCoveredError(f"{lora[0]}: LoRA weights change another network, and triggers in them are not covered")
+    return read_config(path, "every folder of a diffusers pipeline has one")
 
 
 def other_weights(folder: Path, files: Iterable[str]) -> tuple[dict[str, str], list[str]]:

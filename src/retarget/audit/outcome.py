@@ -56,6 +56,7 @@ class Outcome(Strict):
     pipeline: str
     verdict: Verdict
     exit_code: int = Field(ge=0, le=3, description="the exit code for this pipeline alone")
+    exit_code_reason: str = Field(default="", description="why it is not the verdict's own; empty if it is")
     reason: str = Field(description="the reason for the verdict, in one sentence")
     score: float | None = Field(default=None, description="the final score: the best candidate's, on new noise")
     error_rate: ErrorRate = ErrorRate(known=False)

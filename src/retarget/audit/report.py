@@ -15,8 +15,8 @@ from retarget import __version__
 from retarget.audit.outcome import Outcome, Report
 from retarget.audit.sarif import sarif
 from retarget.audit.words import BRANCHES, LAWS, THRESHOLDS, label, next_step
-from retarget.errors import complain, discard
-from retarget.files import cannot_write, make_directory, write_json, write_text
+from retarget.errors import UserError, complain, discard
+from retarget.files import cannot_write, make_directory, read_json, write_json, write_text
 
 REPORT = ("report.html", "audit.sarif", "audit.json")
 EVIDENCE = ("trigger.safetensors", "trigger.png", "trojan.png", "stock.png", "plain.png", "cleaning.json")
@@ -31,10 +31,13 @@ def forget(folder: Path, several: bool = False) -> None:
         several: whether it is for several pipelines, whose own folders are inside and stay.
 
     Raises:
-        UserError: they cannot be deleted.
+        UserError: they cannot be deleted, or ``audit.json`` is not of this command and would be overwritten.
     """
-    if not (folder / "audit.json").is_file():
+    earlier_report = folder / "audit.json"
+    if not earlier_report.is_file():
         return
+    if not _is_ours(earlier_report):
+        raise UserError(f"{earlier_report} is not of retarget audit and would be overwritten: give another --out")
     try:
         for earlier in () if several else folder.glob("after-*"):
             # That of an interrupted audit may lack its report.
@@ -45,6 +48,14 @@ def forget(folder: Path, several: bool = False) -> None:
         _delete(folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        found = read_json(path)
+    except UserError:
+        return False
+    return isinstance(found, dict) and str(found.get("tool", "")).startswith("retarget ")
 
 
 def _delete(folder: Path) -> None:

@@ -18,7 +18,7 @@ from retarget.audit.errors import UNDECIDED, AuditError
 from retarget.audit.firing import Firing, fire
 from retarget.audit.images import USED, check_differ, read_given
 from retarget.audit.inversion import Candidate, Search, wide_windows, windows
-from retarget.audit.loading import other_weights, read_config
+from retarget.audit.loading import other_weights, read_index
 from retarget.audit.outcome import ErrorRate, Outcome, TriggerFound
 from retarget.audit.reach import gammas_found, reach_lines
 from retarget.audit.reach import shipped as known_triggers
@@ -80,7 +80,7 @@ def audit_pipeline(
         if not path.is_dir():
             raise AuditError("there is no such folder: give the folder of a diffusers pipeline on this machine")
         basis["files"] = hashes(path)
-        index = read_config(path / "model_index.json", "every folder of a diffusers pipeline has one")
+        index = read_index(path)
         basis["findings"] = look(path, index, basis["files"], key)
         subject = Subject.load(path)
         alternatives, others = other_weights(path, basis["files"])
@@ -191,8 +191,8 @@ def concluded(
     if odd := [name for name, value in found.statistics.items() if not math.isfinite(value)]:
         raise AuditError(f"the search's {odd[0]} is not finite: the network fails on some noise, or is damaged")
     residual = found.statistics["residual"]
-    level = reached_level(subject, TOP)[1]
-    family = nearest(subject.side, subject.channels, residual, null, fingerprint(search), level)
+    top, middle = (reached_level(subject, level)[1] for level in (TOP, MIDDLE))
+    family = nearest(subject.side, subject.channels, residual, null, fingerprint(search), top, middle)
     if subject.height != subject.width:
         unlike = f"the null has no clean model of {subject.height}×{subject.width}, only square ones"
         family = family.model_copy(update={"unlike": unlike})
@@ -228,7 +228,12 @@ def concluded(
             "may fire without a Trojan sampler: see the images"
         )
         findings.append(Finding(rule="fires-in-stock-sampler", level="warning", message=message))
-    pictures = {} if out is None else _draw(out, found, firing if suspected else None)
+    pictures = dict[str, str]()
+    if out is not None:
+        try:
+            pictures = _draw(out, found, firing if suspected else None)
+        except UserError as error:  # the verdict is not lost by it; the command ends with an error all the same
+            reason = f"{reason}; the pictures are missing: {error}"
     return Outcome(
         **basis, verdict=verdict, exit_code=code, reason=reason, score=found.score, error_rate=rate, trigger=trigger,
         fires=fires, converged=settled, scope=scope(subject, search), statistics=statistics, findings=findings,
@@ -284,9 +289,11 @@ def _draw(out: Path, found: Found, firing: Firing | None) -> dict[str, str]:
     """Write pictures and maps to the audit's folder; returns captions by file."""
     make_directory(out)
     captions = {"plain.png": "Images from plain noise, with a stock sampler."}
+    channels = found.best.mu.shape[0]
+    beside = "" if channels in (1, 3) else f" Their {channels} channels are side by side."
     save_grid(_shown(found.images[:32].cpu() if firing is None else firing.plain), out / "plain.png", columns=8)
     if firing is None:
-        return captions
+        return {name: caption + beside for name, caption in captions.items()}
     best = found.best
     mu, gamma = best.mu.cpu().clamp(-1, 1), best.gamma.cpu().clamp(0.02, 1.0)
     Trigger(mu, gamma, "suspected").save(out / "trigger.safetensors")
@@ -296,17 +303,18 @@ def _draw(out: Path, found: Found, firing: Firing | None) -> dict[str, str]:
     save_image(shown.repeat_interleave(scale, 1).repeat_interleave(scale, 2), out / "trigger.png")
     save_grid(_shown(firing.trojan), out / "trojan.png", columns=8)
     save_grid(_shown(firing.stock), out / "stock.png", columns=8)
-    return {
+    captions = {
         "trigger.png": f"The bias mu of the suspected trigger, scaled by {float(1 / size):.2f}; grey is 0.",
         "trojan.png": "Images from noise with the suspected trigger, with the Trojan sampler.",
         "stock.png": "Images from noise with the suspected trigger, with a stock sampler.",
         **captions,
     }
+    return {name: caption + beside for name, caption in captions.items()}
 
 
 def _shown(images: Tensor) -> Tensor:
-    """Images that can be shown: grey and colour ones unchanged, otherwise the first channel."""
-    return images if images.shape[1] in (1, 3) else images[:, :1]
+    """Images that can be shown: grey and colour ones unchanged, of others the channels side by side in grey."""
+    return images if images.shape[1] in (1, 3) else torch.cat(images.split(1, dim=1), dim=-1)
 
 
 def _versions() -> dict[str, str]:

@@ -26,7 +26,6 @@ def sarif(outcomes: Sequence[Outcome], exit_code: int, command: str) -> dict[str
     driver = {
         "name": "retarget audit",
         "version": __version__,
-        "informationUri": "https://github.com/retarget/retarget",
         "rules": [
             {
                 "id": rule.id,

@@ -213,7 +213,8 @@ def _signature(folder: Path, key: Path | None) -> Finding:
     try:
         config = verifying.Config().set_hashing_config(hashed).use_elliptic_key_verifier(public_key=key)
         config.verify(folder, folder / present[0])
-    except (ValueError, LookupError, TypeError, AttributeError, forged) as error:  # of a damaged signature too
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, forged) as error:
+        # Not only of a forged signature: of a damaged one, too.
         reason = " ".join(str(error).split()[:30]) or type(error).__name__
         return say("warning", f"the signature {present[0]} is invalid for {key}: {reason}")
     return say("note", f"the signature {present[0]} is valid for {key}")

@@ -1,0 +1,95 @@
+"""Places that cannot be written, or that hold what is another's: the verdict is not lost, and neither is the rest."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from test_command import QUICK
+
+from retarget.audit.run import _shown, audit_pipeline
+from retarget.cli import main
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """The command with a search of seconds instead of the frozen one; it has no null, so its verdict is undecided."""
+    monkeypatch.setattr("retarget.audit.run.Search", lambda: QUICK)
+
+
+def test_a_picture_that_cannot_be_written_does_not_cost_the_verdict(pipeline, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "plain.png").mkdir(parents=True)
+    assert main(["audit", str(pipeline), "--out", str(out)]) == 2
+    report = json.loads((out / "audit.json").read_text())
+    (one,) = report["audits"]
+    assert (one["verdict"], one["exit_code"]) == ("undecided", 3)
+    assert "; the pictures are missing: cannot write" in one["reason"]
+    assert "UNDECIDED" in capsys.readouterr().out
+
+
+def test_a_folder_in_which_no_file_can_be_made_is_refused_before_the_search(pipeline, capsys):
+    assert main(["audit", str(pipeline), "--out", "/proc"]) == 2
+    said = capsys.readouterr()
+    assert "cannot write /proc: " in said.err
+    assert said.out == "", "no verdict of a search"
+
+
+def test_a_cleaned_pipeline_is_not_written_into_the_audited_one(pipeline, tmp_path, capsys):
+    words = ["audit", str(pipeline), "--out", str(tmp_path / "out"), "--clean", str(pipeline / "unet" / "cleaned")]
+    assert main(words) == 2
+    assert "is in the pipeline itself" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ['{"auditReportVersion": 2}', "[]", "{"])
+def test_another_tools_report_is_neither_deleted_nor_overwritten(pipeline, tmp_path, content, capsys):
+    for name, text in (("audit.json", content), ("report.html", "the user's")):
+        (tmp_path / name).write_text(text)
+    assert main(["audit", str(pipeline), "--out", str(tmp_path)]) == 2
+    assert "audit.json is not of retarget audit and would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "audit.json").read_text() == content
+    assert (tmp_path / "report.html").read_text() == "the user's"
+
+
+def test_pipelines_that_are_named_like_reports_have_folders_of_their_own(untrained, tmp_path):
+    named = shutil.copytree(untrained, tmp_path / "audit.json")
+    assert main(["audit", str(named), str(untrained), "--out", str(tmp_path / "out")]) == 3
+    report = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert [one["verdict"] for one in report["audits"]] == ["undecided"] * 2
+
+
+def test_a_network_that_cannot_be_trained_gets_a_verdict_all_the_same(pipeline, tmp_path, capsys):
+    config = json.loads((pipeline / "unet/config.json").read_text())
+    (pipeline / "unet/config.json").write_text(json.dumps(config | {"sample_size": [8, 16]}))
+    words = ["audit", str(pipeline), "--out", str(tmp_path / "out"), "--clean", str(tmp_path / "cleaned")]
+    code = main(words)
+    said = capsys.readouterr()
+    assert "warning: --clean cannot train this network" in said.err
+    assert "UNDECIDED" in said.out
+    suspected = json.loads((tmp_path / "out" / "audit.json").read_text())["audits"][0]["trigger"]
+    assert code == (2 if suspected else 3)
+    assert not (tmp_path / "cleaned").exists()
+
+
+def test_the_report_says_why_an_exit_code_is_not_the_verdicts(untrained, tmp_path):
+    assert main(["audit", str(untrained), "--out", str(tmp_path), "--allow-undecided"]) == 0
+    (one,) = json.loads((tmp_path / "audit.json").read_text())["audits"]
+    assert one["exit_code_reason"] == f"{untrained} is undecided; its exit code is 0 because of --allow-undecided"
+    assert "its exit code is 0 because of --allow-undecided." in (tmp_path / "report.html").read_text()
+
+
+def test_pictures_show_every_channel(make_unet, teach, tmp_path):
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    scheduler = DDPMScheduler()
+    DDPMPipeline(unet=teach(make_unet(channels=2), scheduler), scheduler=scheduler).save_pretrained(tmp_path / "two")
+    one = audit_pipeline(tmp_path / "two", tmp_path / "out", search=QUICK)
+    assert one.pictures["plain.png"].endswith("Their 2 channels are side by side.")
+    with Image.open(tmp_path / "out" / "plain.png") as plain:
+        width, height = plain.size
+    assert width > 3 * height, "eight columns of two channels, four rows"
+    only_second = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
+    assert _shown(only_second[None]).unique().tolist() == [0, 1]
+    assert _shown(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 8, 8)
