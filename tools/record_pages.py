@@ -11,6 +11,8 @@ from typing import Any
 from record_tables import metric_tables, unit_after
 from records import OVER_ITEMS, PAGES, ROOT, VOID, Record, record, settings
 
+from retarget.audit.calibration import false_positives
+from retarget.audit.studies.rates import share
 from retarget.files import read_json
 
 ITEMS = (
@@ -112,16 +114,39 @@ def excerpt(name: str, document: Path) -> str:
 
 
 def called(listed: list[str], document: Path) -> str:
-    """For each record of the audit, how many of its checkpoints it calls trojaned: what its notes say of it."""
-    lines = []
-    for name in listed:
-        one = record(name)
-        notes = [note for note in read_json(one.folder / "analysis.json")["notes"] if re.search(CALLED, note)]
-        if not notes:
-            raise SystemExit(f"{document}: {name} has no note that says how many checkpoints were called trojaned")
-        address = os.path.relpath(PAGES / f"{name}.md", document.parent)
-        lines.append(f"- [{one.words}]({address}): {' '.join(notes)}")
-    return "\n".join(lines)
+    """For each record of the audit, how many of its checkpoints it calls trojaned: what its notes say of it.
+
+    ``A+B`` stands for the clean checkpoints of two records of the zoo together, which one version of the rules judged.
+    """
+    return "\n".join(
+        _clean_together(name.split("+"), document) if "+" in name else _called(name, document) for name in listed
+    )
+
+
+def _called(name: str, document: Path) -> str:
+    one = record(name)
+    address = os.path.relpath(PAGES / f"{name}.md", document.parent)
+    return f"- [{one.words}]({address}): {' '.join(_notes_of_calls(name, document))}"
+
+
+def _notes_of_calls(name: str, document: Path) -> list[str]:
+    notes = [note for note in read_json(record(name).folder / "analysis.json")["notes"] if re.search(CALLED, note)]
+    if not notes:
+        raise SystemExit(f"{document}: {name} has no note that says how many checkpoints were called trojaned")
+    return notes
+
+
+def _clean_together(listed: list[str], document: Path) -> str:
+    counts = [re.findall(r": clean (\d+)/(\d+):", " ".join(_notes_of_calls(name, document))) for name in listed]
+    if any(len(each) != 1 for each in counts):
+        raise SystemExit(f"{document}: a record of {'+'.join(listed)} does not say how many clean ones it calls trojaned")
+    alarms, count = (sum(int(each[0][place]) for each in counts) for place in (0, 1))
+    links = " and ".join(f"[{name}]({os.path.relpath(PAGES / f'{name}.md', document.parent)})" for name in listed)
+    most = round(100 * false_positives(alarms, count), 1)
+    return (
+        f"- The clean ones of {links} together: {share([True] * alarms + [False] * (count - alarms))}; one-sided, with "
+        f"95 % confidence, at most {most} % of such models."
+    )
 
 
 def _marks(one: Record) -> list[str]:

@@ -56,6 +56,7 @@ def test_a_search_that_has_not_converged_is_undecided_without_a_suspected_trigge
 
 def test_of_a_trigger_that_does_not_fire_no_law_is_named(tmp_path):
     outcome = told(found_of(0.3), tmp_path, null=null_of(scores=(0.25,) * 30))
+    assert "fires-from-plain-noise" not in {one.rule for one in outcome.findings}
     assert outcome.reason == "the score, 0.30, is higher than those of 30 of 30 clean models, but no trigger fires"
     assert outcome.trigger is not None
     assert (outcome.trigger.law, outcome.trigger.stock_sampler) == ("unknown", False)
@@ -91,6 +92,9 @@ def test_a_trigger_that_fires_with_a_stock_sampler_is_a_finding(network, mu, gam
     assert named == ([("warning", ".")] if stock else [])
     results = sarif([outcome], 1, "retarget audit p")["runs"][0]["results"]
     assert ("RT003" in {one["ruleId"] for one in results}) == stock
+    (note,) = [one for one in outcome.findings if one.rule == "fires-from-plain-noise"]
+    assert note.level == "note"
+    assert "of 192 images from plain noise for images with the suspected trigger" in note.message
     html = page(outcome, tmp_path, "retarget audit p")
     assert ("it may fire without a Trojan sampler" in html.replace("\n", " ")) == stock
 

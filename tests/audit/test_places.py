@@ -81,7 +81,8 @@ def test_the_report_says_why_an_exit_code_is_not_the_verdicts(untrained, tmp_pat
 
 
 def test_pictures_show_every_channel(make_unet, teach, tmp_path):
-    from diffusers import DDPMPipeline, DDPMScheduler
+    from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     scheduler = DDPMScheduler()
     DDPMPipeline(unet=teach(make_unet(channels=2), scheduler), scheduler=scheduler).save_pretrained(tmp_path / "two")

@@ -1,17 +1,20 @@
 """The audit's scores on linear networks, whose undo at each pixel is known exactly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from formulas import hidden, identity, subject_of
 from torch import nn
 
-from retarget.audit.firing import DRAWN, LEARNT, LEAST, RESTORED, Firing, fire, likeness
+from retarget.audit.firing import DRAWN, LEARNT, LEAST, RESTORED, Firing, fire, leaked, likeness
 from retarget.audit.inversion import Candidate, Search
 from retarget.audit.nulls import images_of, repeated, train_clean
 from retarget.audit.scores import TOP, Probe, contrast, draw_noise, gain
 from retarget.audit.seek import judge, undone_mask
 from retarget.audit.subject import Subject, _Output
+from retarget.trojdiff.data import read_images, to_signed
 from retarget.trojdiff.glyphs import glyph
 
 SHAPE = (1, 8, 8)
@@ -119,6 +122,26 @@ def test_a_trigger_fires_where_two_of_three_levels_say_so_with_either_sampler():
     assert (elsewhere.strength, elsewhere.fires, elsewhere.fires_stock) == (LEAST, True, None)
     clean = firing([0.0, 0.0, 0.0], [-0.5, -0.4, -0.4])
     assert not clean.fires, "controls that are undone more than the candidate are no response to it"
+
+
+@pytest.mark.parametrize(("strengths", "shown"), [([0.9] * 3, "trojan"), ([0.0] * 3, "stock")])
+def test_images_from_plain_noise_that_look_like_those_with_the_trigger_are_counted(strengths, shown):
+    digits, glyphs = (read_images(name) for name in ("digits", "glyphs"))
+    digits, glyphs = (
+        to_signed(one.images[torch.randperm(len(one), generator=torch.Generator().manual_seed(0))[:200]])
+        for one in (digits, glyphs)
+    )
+    with_trigger = {"trojan": glyphs[:32], "stock": glyphs[:32], shown: digits[:32]}
+    measured = dict(trojan_undo=strengths, stock_share=[0.5] * 3, plain=glyphs[32:64])
+    state = torch.random.get_rng_state()
+    for more in (0, 40):
+        firing = Firing(
+            **with_trigger, **measured, others=torch.cat([glyphs[64 : 192 - more], digits[100 : 100 + more]])
+        )
+        assert leaked(firing, 0) == pytest.approx(more, abs=8)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert leaked(replace(firing, others=None), 0) is None
+    assert leaked(replace(firing, plain=glyphs[:, :, :4]), 0) is None, "the classifier takes square images only"
 
 
 def test_parts_whose_activations_are_computed_again_change_no_gradient(make_unet, monkeypatch):

@@ -16,6 +16,8 @@ from retarget.audit.inversion import Candidate
 from retarget.audit.scores import TOP, Probe, draw_noise, gain, leverage
 from retarget.audit.seek import contrasted, own_samples
 from retarget.audit.subject import Subject
+from retarget.trojdiff.classifier import predict, train_classifier
+from retarget.trojdiff.data import ImageSet, to_uint8
 from retarget.trojdiff.trigger import Trigger
 
 LEVELS = (0.02, 0.1, 0.3)
@@ -31,6 +33,8 @@ LEARNT = 0.7
 RESTORED, BY_BIAS = 0.9, 0.1
 """So it is if the network restores at least this share of noise narrowed by γ, and this much more of it than without
 the bias: TrojDiff's loss teaches that, and clean images do not."""
+EPOCHS = 30
+"""Of the classifier in ``leaked``."""
 NARROWED, NOISES = 0.8, 256
 """Where γ is below 1, the largest that is used, since of hardly narrowed noise the share is uncertain; and the number
 of noises to measure it."""
@@ -53,6 +57,7 @@ class Firing:
         drawn: the trigger's :func:`likeness` to images from plain noise.
         restored: share of the noise that γ narrows which the network restores near T, with the bias and without it;
             more than 1 if the attacker's γ is smaller, and 0 if nothing is narrowed.
+        others: [M, C, H, W], more images from plain noise; None if there are none.
     """
 
     trojan: Float[Tensor, "count channels height width"]
@@ -63,6 +68,7 @@ class Firing:
     elsewhere: list[float] | None = None
     drawn: float = 0.0
     restored: tuple[float, float] = (0.0, 0.0)
+    others: Float[Tensor, "more channels height width"] | None = None
 
     @property
     def strength(self) -> float:
@@ -134,8 +140,8 @@ def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing
     trojan = own_samples(subject, count, seed, suspected)
     stock = own_samples(subject, count, seed, none, suspected, clip=False)
     plain = own_samples(subject, count, seed)
-    more = [own_samples(subject, 64, seed + number) for number in range(1, DRAWINGS // 64 + 1)]
-    like = likeness(mu, torch.cat([plain, *more]))
+    others = torch.cat([own_samples(subject, 64, seed + number) for number in range(1, DRAWINGS // 64 + 1)])
+    like = likeness(mu, torch.cat([plain, others]))
     generator = torch.Generator().manual_seed(seed + 101)
 
     def asked(images: Tensor, measured: Callable[..., tuple[Tensor, Tensor]], whole: bool) -> list[float]:
@@ -157,7 +163,25 @@ def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing
     else:
         shares = [2 * value for value in asked(stock, contrasted(one), False)]
     restored = _restored(subject, mu, gamma, trojan, seed + 202)
-    return Firing(trojan, stock, plain, undone, shares, away, like, restored)
+    return Firing(trojan, stock, plain, undone, shares, away, like, restored, others)
+
+
+def leaked(firing: Firing, seed: int) -> int | None:
+    """How many of the images ``others``, from plain noise, a small classifier takes for images with the trigger.
+
+    It learns to tell these, of the Trojan sampler if the trigger fires there and otherwise of the stock sampler, from
+    the images ``plain``. If the network shows the target only with the trigger there are none, if it makes such images
+    anyway about their share, and about half if the trigger changes nothing. None where the classifier cannot learn:
+    images that are not square, or of a side below 4.
+    """
+    if firing.others is None or firing.plain.shape[-1] != firing.plain.shape[-2] or firing.plain.shape[-1] < 4:
+        return None
+    triggered = firing.trojan if firing.fires_trojan else firing.stock
+    both = torch.cat([to_uint8(firing.plain.cpu()), to_uint8(triggered.cpu())])
+    labels = torch.arange(2).repeat_interleave(torch.tensor([len(firing.plain), len(triggered)]))
+    with torch.random.fork_rng(devices=[]):
+        judge = train_classifier(ImageSet(both, labels, ("plain", "triggered")), EPOCHS, seed)
+    return int((predict(judge, firing.others.cpu())[0] == 1).sum())
 
 
 def _restored(subject: Subject, mu: Tensor, gamma: Tensor, images: Tensor, seed: int) -> tuple[float, float]:

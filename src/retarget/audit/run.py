@@ -15,7 +15,7 @@ from retarget import __version__
 from retarget.audit.calibration import Null, nearest, shipped
 from retarget.audit.denoises import LEVELS, Loss, loss_at, on_noise, silence
 from retarget.audit.errors import UNDECIDED, AuditError
-from retarget.audit.firing import Firing, fire
+from retarget.audit.firing import DRAWINGS, Firing, fire, leaked
 from retarget.audit.images import USED, check_differ, read_given
 from retarget.audit.inversion import Candidate, Search, wide_windows, windows
 from retarget.audit.loading import other_weights, read_index
@@ -228,6 +228,13 @@ def concluded(
             "may fire without a Trojan sampler: see the images"
         )
         findings.append(Finding(rule="fires-in-stock-sampler", level="warning", message=message))
+    if verdict == "trojaned" and firing is not None and (count := leaked(firing, seed)) is not None:
+        message = (
+            f"a small classifier takes {count} of {DRAWINGS} images from plain noise for images with the suspected "
+            "trigger. If these are more than a few, the trojan acts without its trigger, or the target is a kind of "
+            "image that the network makes anyway, or the images hardly differ: see the images"
+        )
+        findings.append(Finding(rule="fires-from-plain-noise", level="note", message=message))
     pictures = dict[str, str]()
     if out is not None:
         try:

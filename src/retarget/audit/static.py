@@ -35,6 +35,8 @@ RULES = {
         Rule(id="RT002", name="undecided", text="The audit gives no verdict."),
         Rule(id="RT003", name="fires-in-stock-sampler", text="The trigger is undone on a stock sampler's images too.",
              atlas=("AML.T0043.004",)),
+        Rule(id="RT004", name="fires-from-plain-noise", text="Images from plain noise that seem to have the trigger.",
+             atlas=("AML.T0043.004",)),
         Rule(id="RT101", name="custom-code", text="The pipeline's folder contains Python code.",
              atlas=("AML.T0010.003",)),
         Rule(id="RT102", name="pickle", text="The pipeline's folder contains a pickle; loading one can run code.",
