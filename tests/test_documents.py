@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from retarget.audit.calibration import false_positives
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -84,6 +86,18 @@ def test_the_map_says_how_many_gains_keep_their_sign_after_a_temperature(monkeyp
     (mine,) = [one for one in these if one.record == "pskd-overfit"]
     means = [summary[arm]["nll_scaled"]["mean"] for arm in ("cross_entropy", "pskd")]
     assert mine.scaled["nll"] == pytest.approx(means[0] - means[1])
+
+
+def test_the_clean_checkpoints_of_two_records_are_counted_together():
+    card = (ROOT / "src" / "retarget" / "audit" / "README.md").read_text(encoding="utf-8")
+    clean = 0
+    for name in ("audit-zoo-6", "audit-zoo-7"):
+        runs = [json.loads(path.read_text()) for path in (ROOT / "results" / name / "runs").glob("*/*/status.json")]
+        clean += sum(one["metrics"]["trojaned"] == 0 for one in runs)
+    (line,) = re.findall(r"The clean ones of \[audit-zoo-6\].* and \[audit-zoo-7\].* together: (.*)", card)
+    most = 100 * false_positives(0, clean)
+    assert line.startswith(f"0/{clean}: 0 [0, ")
+    assert f"at most {most:.1f} % of such models" in line
 
 
 def test_a_command_lists_the_records_that_are_older_than_a_change():

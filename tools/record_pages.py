@@ -139,7 +139,9 @@ def _notes_of_calls(name: str, document: Path) -> list[str]:
 def _clean_together(listed: list[str], document: Path) -> str:
     counts = [re.findall(r": clean (\d+)/(\d+):", " ".join(_notes_of_calls(name, document))) for name in listed]
     if any(len(each) != 1 for each in counts):
-        raise SystemExit(f"{document}: a record of {'+'.join(listed)} does not say how many clean ones it calls trojaned")
+        raise SystemExit(
+            f"{document}: a record of {'+'.join(listed)} does not say how many clean ones it calls trojaned"
+        )
     alarms, count = (sum(int(each[0][place]) for each in counts) for place in (0, 1))
     links = " and ".join(f"[{name}]({os.path.relpath(PAGES / f'{name}.md', document.parent)})" for name in listed)
     most = round(100 * false_positives(alarms, count), 1)
