@@ -26,13 +26,25 @@ class DivergedError(UserError):
 
 
 def complain(text: str) -> None:
-    """Print a line to standard error, if that still takes anything: its reader may have gone, or the disk be full."""
+    """Print lines to standard error, if that still takes anything: its reader may have gone, or the disk be full.
+
+    Control characters are escaped, since messages name files and settings of other people.
+    """
     if sys.stderr is None:  # closed by the caller
         return
     try:
-        print(text, file=sys.stderr, flush=True)
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
     except OSError:
         discard(sys.stderr)
+
+
+def printable(text: str) -> str:
+    r"""The text with its control characters escaped: names in a checkpoint are its author's, who may be an attacker.
+
+    >>> print(printable("\x1b[2K\rNOTHING FOUND, ε"))
+    \x1b[2K\rNOTHING FOUND, ε
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def discard(stream: TextIO) -> None:

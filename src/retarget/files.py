@@ -157,7 +157,11 @@ def make_directory(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise UserError unless files can be created in this folder, or, if there is none, in the nearest one above."""
+    """Check that files can be created in this folder, or, if there is none, in the nearest one above.
+
+    Raises:
+        UserError: they cannot.
+    """
     place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     try:
         with tempfile.TemporaryDirectory(dir=place, prefix=".retarget-"):

@@ -1,7 +1,5 @@
 """The audit's scores on linear networks, whose undo at each pixel is known exactly."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -138,10 +136,9 @@ def test_images_from_plain_noise_that_look_like_those_with_the_trigger_are_count
         firing = Firing(
             **with_trigger, **measured, others=torch.cat([glyphs[64 : 192 - more], digits[100 : 100 + more]])
         )
-        assert leaked(firing, 0) == pytest.approx(more, abs=8)
+        count, of = leaked(firing, 0)
+        assert (count, of) == (pytest.approx(more, abs=8), 96)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert leaked(replace(firing, others=None), 0) is None
-    assert leaked(replace(firing, plain=glyphs[:, :, :4]), 0) is None, "the classifier takes square images only"
 
 
 def test_parts_whose_activations_are_computed_again_change_no_gradient(make_unet, monkeypatch):

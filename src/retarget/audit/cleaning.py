@@ -15,11 +15,10 @@ from retarget.audit.images import read_training
 from retarget.audit.inversion import Search
 from retarget.audit.outcome import Outcome
 from retarget.audit.removal import Recipe, Removed, remove
-from retarget.audit.report import printable
 from retarget.audit.run import SUSPICIOUS, audit_pipeline
 from retarget.audit.subject import Subject
 from retarget.data.names import shown_name
-from retarget.errors import UserError
+from retarget.errors import UserError, printable
 from retarget.files import check_writable, make_directory, write_json
 from retarget.trojdiff.checkpoint import Trojan, inherited, load_pipeline, network_shape, save_pipeline
 from retarget.trojdiff.classifier import Classifier, train_classifier
@@ -134,11 +133,11 @@ def _source(identity: dict[str, Any] | None) -> str:
 
 
 def check_new(out: Path) -> None:
-    """Raise UserError unless this is a new or empty folder in a place that can be written."""
+    """Raise UserError unless this is a new or empty folder that can be replaced: the one above it is written to."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "is not empty" if out.is_dir() else "is a file"
         raise UserError(f"{out} {what}: give a new folder for the cleaned pipeline")
-    check_writable(out)
+    check_writable(out.absolute().parent)
 
 
 def passed(after: Outcome) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.audit.errors import CLEAN, ERROR, TROJANED, UNDECIDED
-from retarget.errors import UsageError, UserError, complain, discard
+from retarget.errors import UsageError, UserError, complain, discard, printable
 from retarget.extras import MissingExtraError, require
 from retarget.helptext import one_paragraph, read_arguments
 
@@ -103,11 +103,12 @@ def _audit(words: list[str]) -> int:
         raise UsageError(f"--clean needs exactly one PIPELINE, not {len(given.pipelines)}")
     if not 0 <= given.seed < 2**62:
         raise UsageError(f"--seed must be at least 0 and below 2^62, not {given.seed}")
-    from retarget.audit.report import forget, tell, write, write_all
+    from retarget.audit.report import check_ours, forget, tell, write, write_all
 
     names = names_of(given.pipelines)
     root = given.out or Path("audit")
     folders = [root if given.out and len(names) == 1 else root / name for name in names]
+    check_ours(root)
     _check_places(given, folders)
     if len(names) > 1:
         forget(root, several=True)
@@ -118,7 +119,6 @@ def _audit(words: list[str]) -> int:
         outcome = _audited(path, folder, given)
         outcome, why = adjusted(outcome, given.allow_undecided, given.fail_on)
         tell(outcome, folder)
-        failed += [ERROR] if outcome.score is not None and not outcome.pictures else []  # they cannot be written
         failed += _written(partial(write, outcome, folder, command))
         if why:
             complain(f"retarget: {why}")
@@ -145,7 +145,7 @@ def _check_places(given: AuditArguments, folders: Sequence[Path]) -> None:
     """Make the folders of the reports, and refuse unusable places, before a search that takes minutes."""
     from retarget.audit.cleaning import check_new
     from retarget.audit.images import read_training
-    from retarget.audit.report import forget
+    from retarget.audit.report import check_ours, forget
     from retarget.files import check_writable, make_directory
     from retarget.trojdiff.checkpoint import load_pipeline, network_shape
 
@@ -177,6 +177,8 @@ def _check_places(given: AuditArguments, folders: Sequence[Path]) -> None:
     for folder in folders:
         make_directory(folder)
         check_writable(folder)
+        check_ours(folder)
+    for folder in folders:
         forget(folder)
 
 
@@ -208,12 +210,13 @@ def _clean(path: Path, folder: Path, outcome: "Outcome", given: AuditArguments, 
     of the cleaning.
     """
     from retarget.audit.cleaning import clean, passed
-    from retarget.audit.report import Cleaned, printable, say, write
+    from retarget.audit.report import Cleaned, say, write
 
     assert given.clean is not None
     command, failed, rounds = shlex.join(["retarget", "audit", *words]), list[int](), list[tuple[str, str]]()
 
     def audited(after: "Outcome", where: Path) -> None:
+        failed.extend([ERROR] if after.pictures_missing else [])
         failed.extend(_written(partial(write, after, where, command)))
         rounds.append((where.name, after.verdict))
 
@@ -222,10 +225,13 @@ def _clean(path: Path, folder: Path, outcome: "Outcome", given: AuditArguments, 
         return failed + _written(partial(write, outcome, folder, command, code, Cleaned(text, rounds)))
 
     if outcome.trigger is None:  # the folder may still have one of an earlier audit
-        complain(printable(f"retarget: no trigger is suspected in {path}, so nothing was cleaned"))
-        return told("No trigger is suspected, so nothing was cleaned.")
+        found = "no trigger is suspected" if outcome.score is not None else "there was no search"
+        complain(f"retarget: {path}: {found}, so nothing was cleaned")
+        return told(f"{found[0].upper()}{found[1:]}, so nothing was cleaned.")
     why = ""
     try:
+        if outcome.pictures_missing:
+            raise UserError("the suspected trigger was not written either")
         done = clean(path, given.clean, folder, given.data, given.seed, audited=audited)
     except UserError as error:
         why = str(error)
@@ -250,7 +256,7 @@ def _clean(path: Path, folder: Path, outcome: "Outcome", given: AuditArguments, 
 def names_of(paths: Sequence[Path]) -> list[str]:
     """A folder name for each pipeline; the name ``pipeline`` says little and gets its parent's, equal ones a number.
 
-    So does one that is the name of a report.
+    A name that is that of a report's file gets a number, too.
 
     >>> names_of([Path("a/x"), Path("b/x"), Path("c/y"), Path("/d/pipeline")])
     ['x', 'x-2', 'y', 'd-pipeline']
@@ -283,9 +289,7 @@ def combined(codes: Sequence[int]) -> int:
 
 
 def adjusted(outcome: "Outcome", allow_undecided: bool, fail_on: str) -> tuple["Outcome", str]:
-    """The outcome with the exit code that the options ask for, and why it is another; the verdict does not change."""
-    from retarget.audit.report import printable
-
+    """The outcome with the command's exit code for it, and why that is not the verdict's own code."""
     code, why = outcome.exit_code, ""
     static = [one for one in outcome.findings if one.level == "warning" and one.rule.split("-")[0] != "fires"]
     if fail_on == "warning" and code not in (ERROR, TROJANED) and static:
@@ -296,5 +300,8 @@ def adjusted(outcome: "Outcome", allow_undecided: bool, fail_on: str) -> tuple["
         code = CLEAN
         said = printable(f"{outcome.pipeline} is {outcome.verdict}")
         why = f"warning: {said}; its exit code is 0 because of --allow-undecided"
+    if outcome.pictures_missing and code != TROJANED:
+        code = ERROR
+        why = printable(f"{outcome.pipeline}: {outcome.pictures_missing}; its exit code is 2 because of that")
     reason = why.removeprefix("warning: ")
     return outcome.model_copy(update={"exit_code": code, "exit_code_reason": reason}), why

@@ -6,7 +6,7 @@ import torch
 
 from retarget.audit.errors import CLEAN, ERROR, TROJANED
 from retarget.audit.nulls import Clean, fit, images_of, train_clean
-from retarget.audit.report import say, tell, write
+from retarget.audit.report import check_ours, forget, say, tell, write
 from retarget.audit.run import audit_pipeline
 from retarget.files import make_directory
 from retarget.trojdiff import functional
@@ -33,6 +33,11 @@ def demo(out: Path, seed: int = 0, command: str = "retarget audit --preset demo"
         of one command, and are written when both models are audited.
     """
     outcomes, right = {}, True
+    reports = [out / name for name in ("clean", "trojaned")]
+    for folder in reports:
+        check_ours(folder)
+    for folder in reports:
+        forget(folder)
     for name, wanted in (("clean", CLEAN), ("trojaned", TROJANED)):
         folder = out / "models" / name
         if not (folder / "model_index.json").is_file():
@@ -41,7 +46,7 @@ def demo(out: Path, seed: int = 0, command: str = "retarget audit --preset demo"
             train(folder, seed, trojaned=name == "trojaned")
         outcomes[name] = audit_pipeline(folder, out / name, seed=seed)
         tell(outcomes[name], out / name)
-        right = right and outcomes[name].exit_code == wanted
+        right = right and outcomes[name].exit_code == wanted and not outcomes[name].pictures_missing
     code = CLEAN if right else ERROR
     for name, outcome in outcomes.items():
         write(outcome, out / name, command, code)

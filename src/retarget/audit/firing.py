@@ -6,9 +6,10 @@ of the schedule, with new images and noise. Candidates from there were found at 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,11 +34,11 @@ LEARNT = 0.7
 RESTORED, BY_BIAS = 0.9, 0.1
 """So it is if the network restores at least this share of noise narrowed by γ, and this much more of it than without
 the bias: TrojDiff's loss teaches that, and clean images do not."""
-EPOCHS = 30
-"""Of the classifier in ``leaked``."""
 NARROWED, NOISES = 0.8, 256
 """Where γ is below 1, the largest that is used, since of hardly narrowed noise the share is uncertain; and the number
 of noises to measure it."""
+EPOCHS = 30
+"""How long the classifier is trained by which ``leaked`` tells images with the trigger from others."""
 
 
 @dataclass(eq=False)
@@ -57,7 +58,7 @@ class Firing:
         drawn: the trigger's :func:`likeness` to images from plain noise.
         restored: share of the noise that γ narrows which the network restores near T, with the bias and without it;
             more than 1 if the attacker's γ is smaller, and 0 if nothing is narrowed.
-        others: [M, C, H, W], more images from plain noise; None if there are none.
+        others: [M, C, H, W], M > N, more images from plain noise.
     """
 
     trojan: Float[Tensor, "count channels height width"]
@@ -68,7 +69,7 @@ class Firing:
     elsewhere: list[float] | None = None
     drawn: float = 0.0
     restored: tuple[float, float] = (0.0, 0.0)
-    others: Float[Tensor, "more channels height width"] | None = None
+    others: Float[Tensor, "more channels height width"] = field(default_factory=lambda: torch.zeros(0, 1, 1, 1))
 
     @property
     def strength(self) -> float:
@@ -166,22 +167,22 @@ def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing
     return Firing(trojan, stock, plain, undone, shares, away, like, restored, others)
 
 
-def leaked(firing: Firing, seed: int) -> int | None:
-    """How many of the images ``others``, from plain noise, a small classifier takes for images with the trigger.
+def leaked(firing: Firing, seed: int) -> tuple[int, int]:
+    """How many images from plain noise a small classifier takes for images with the trigger, and of how many.
 
-    It learns to tell these, of the Trojan sampler if the trigger fires there and otherwise of the stock sampler, from
-    the images ``plain``. If the network shows the target only with the trigger there are none, if it makes such images
-    anyway about their share, and about half if the trigger changes nothing. None where the classifier cannot learn:
-    images that are not square, or of a side below 4.
+    It learns to tell images with the trigger, of the Trojan sampler if it fires there and otherwise of the stock
+    sampler, from as many of ``others``, and is asked about the rest of these, which began with other noise. If the
+    network shows the target only with the trigger it takes none, if it makes such images anyway about their share, and
+    about half if the trigger changes nothing. Images are shrunk to squares of side 32 at most.
     """
-    if firing.others is None or firing.plain.shape[-1] != firing.plain.shape[-2] or firing.plain.shape[-1] < 4:
-        return None
     triggered = firing.trojan if firing.fires_trojan else firing.stock
-    both = torch.cat([to_uint8(firing.plain.cpu()), to_uint8(triggered.cpu())])
-    labels = torch.arange(2).repeat_interleave(torch.tensor([len(firing.plain), len(triggered)]))
+    side = max(4, min(32, *triggered.shape[2:]))
+    known, asked = F.adaptive_avg_pool2d(firing.others.cpu(), side).tensor_split([len(triggered)])
+    both = to_uint8(torch.cat([known, F.adaptive_avg_pool2d(triggered.cpu(), side)]))
+    labels = torch.arange(2).repeat_interleave(torch.tensor([len(known), len(triggered)]))
     with torch.random.fork_rng(devices=[]):
         judge = train_classifier(ImageSet(both, labels, ("plain", "triggered")), EPOCHS, seed)
-    return int((predict(judge, firing.others.cpu())[0] == 1).sum())
+    return int((predict(judge, asked)[0] == 1).sum()), len(asked)
 
 
 def _restored(subject: Subject, mu: Tensor, gamma: Tensor, images: Tensor, seed: int) -> tuple[float, float]:

@@ -71,6 +71,7 @@ class Outcome(Strict):
     findings: list[Finding] = Field(default_factory=list)
     files: dict[str, str] = Field(default_factory=dict, description="SHA-256 of every file")
     pictures: dict[str, str] = Field(default_factory=dict, description="caption of every picture, by file")
+    pictures_missing: str = Field(default="", description="why they could not be written; empty if they were")
     images_found: int | None = Field(
         default=None,
         description="images of --data: the training part of a source that has one, otherwise all; null without --data",

@@ -15,7 +15,7 @@ from retarget import __version__
 from retarget.audit.outcome import Outcome, Report
 from retarget.audit.sarif import sarif
 from retarget.audit.words import BRANCHES, LAWS, THRESHOLDS, label, next_step
-from retarget.errors import UserError, complain, discard
+from retarget.errors import UserError, complain, discard, printable
 from retarget.files import cannot_write, make_directory, read_json, write_json, write_text
 
 REPORT = ("report.html", "audit.sarif", "audit.json")
@@ -31,23 +31,28 @@ def forget(folder: Path, several: bool = False) -> None:
         several: whether it is for several pipelines, whose own folders are inside and stay.
 
     Raises:
-        UserError: they cannot be deleted, or ``audit.json`` is not of this command and would be overwritten.
+        UserError: they cannot be deleted.
     """
-    earlier_report = folder / "audit.json"
-    if not earlier_report.is_file():
+    if not (folder / "audit.json").is_file():
         return
-    if not _is_ours(earlier_report):
-        raise UserError(f"{earlier_report} is not of retarget audit and would be overwritten: give another --out")
     try:
         for earlier in () if several else folder.glob("after-*"):
             # That of an interrupted audit may lack its report.
-            if earlier.name.removeprefix("after-").isdecimal() and earlier.is_dir():
+            ours = _is_ours(earlier / "audit.json") or not (earlier / "audit.json").exists()
+            if earlier.name.removeprefix("after-").isdecimal() and earlier.is_dir() and ours:
                 _delete(earlier)
                 if not any(earlier.iterdir()):
                     earlier.rmdir()
         _delete(folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
+
+
+def check_ours(folder: Path) -> None:
+    """Raise UserError if the folder has an ``audit.json`` of another tool, which would be overwritten."""
+    path = folder / "audit.json"
+    if path.is_file() and not _is_ours(path):
+        raise UserError(f"{path} is not a report of retarget audit, or is damaged: delete it, or give another --out")
 
 
 def _is_ours(path: Path) -> bool:
@@ -106,15 +111,6 @@ def write_all(outcomes: Sequence[Outcome], root: Path, code: int, command: str) 
     write_json(root / "audit.sarif", sarif(outcomes, code, command))
 
 
-def printable(text: str) -> str:
-    r"""The text with its control characters escaped: names in a checkpoint are its author's, who may be an attacker.
-
-    >>> print(printable("\x1b[2K\rNOTHING FOUND, ε"))
-    \x1b[2K\rNOTHING FOUND, ε
-    """
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-
-
 def say(text: str) -> str:
     """Print to standard output. A stream that lacks a letter, or takes nothing more, as of ``| head``, is no error.
 
@@ -136,6 +132,7 @@ def tell(outcome: Outcome, folder: Path) -> None:
     more = [outcome.error_rate.sentence] if outcome.error_rate.sentence else []
     more += [f"scope: {line}" for line in outcome.scope]
     more += [f"warning: {one.message}" for one in outcome.findings if one.level == "warning"]
+    more += [f"warning: {outcome.pictures_missing}"] if outcome.pictures_missing else []
     more += [f"images: {images}"] if (images := images_in_words(outcome)) else []
     more += [f"{outcome.evaluations:,} network evaluations, {outcome.seconds:.0f} s; {folder}/report.html"]
     text = "\n".join(printable(line) for line in [*lines, *(f"{'':<14} {one}" for one in more)])

@@ -15,7 +15,7 @@ from retarget import __version__
 from retarget.audit.calibration import Null, nearest, shipped
 from retarget.audit.denoises import LEVELS, Loss, loss_at, on_noise, silence
 from retarget.audit.errors import UNDECIDED, AuditError
-from retarget.audit.firing import DRAWINGS, Firing, fire, leaked
+from retarget.audit.firing import Firing, fire, leaked
 from retarget.audit.images import USED, check_differ, read_given
 from retarget.audit.inversion import Candidate, Search, wide_windows, windows
 from retarget.audit.loading import other_weights, read_index
@@ -228,24 +228,32 @@ def concluded(
             "may fire without a Trojan sampler: see the images"
         )
         findings.append(Finding(rule="fires-in-stock-sampler", level="warning", message=message))
-    if verdict == "trojaned" and firing is not None and (count := leaked(firing, seed)) is not None:
-        message = (
-            f"a small classifier takes {count} of {DRAWINGS} images from plain noise for images with the suspected "
-            "trigger. If these are more than a few, the trojan acts without its trigger, or the target is a kind of "
-            "image that the network makes anyway, or the images hardly differ: see the images"
-        )
-        findings.append(Finding(rule="fires-from-plain-noise", level="note", message=message))
-    pictures = dict[str, str]()
+    if verdict == "trojaned" and firing is not None:
+        findings.append(_from_plain_noise(firing, seed))
+    pictures, missing = dict[str, str](), ""
     if out is not None:
         try:
             pictures = _draw(out, found, firing if suspected else None)
-        except UserError as error:  # the verdict is not lost by it; the command ends with an error all the same
-            reason = f"{reason}; the pictures are missing: {error}"
+        except UserError as error:  # the verdict is not lost by it
+            missing = f"the pictures are missing: {error}"
     return Outcome(
         **basis, verdict=verdict, exit_code=code, reason=reason, score=found.score, error_rate=rate, trigger=trigger,
         fires=fires, converged=settled, scope=scope(subject, search), statistics=statistics, findings=findings,
-        pictures=pictures, evaluations=subject.evaluations,
+        pictures=pictures, pictures_missing=missing, evaluations=subject.evaluations,
     )  # fmt: skip
+
+
+def _from_plain_noise(firing: Firing, seed: int) -> Finding:
+    try:
+        count, total = leaked(firing, seed)
+        message = (
+            f"a small classifier takes {count} of {total} images from plain noise for images with the suspected "
+            "trigger. If these are more than a few, the trojan acts without its trigger, or the target is a kind of "
+            "image that the network makes anyway, or the images hardly differ: see the images"
+        )
+    except RuntimeError as error:  # no memory, for example: that costs no verdict
+        message = f"whether the trigger fires from plain noise could not be tested: {error}"
+    return Finding(rule="fires-from-plain-noise", level="note", message=message)
 
 
 def scope(subject: Subject, search: Search) -> list[str]:
@@ -297,7 +305,7 @@ def _draw(out: Path, found: Found, firing: Firing | None) -> dict[str, str]:
     make_directory(out)
     captions = {"plain.png": "Images from plain noise, with a stock sampler."}
     channels = found.best.mu.shape[0]
-    beside = "" if channels in (1, 3) else f" Their {channels} channels are side by side."
+    beside = "" if channels in (1, 3) else f" The {channels} channels are side by side."
     save_grid(_shown(found.images[:32].cpu() if firing is None else firing.plain), out / "plain.png", columns=8)
     if firing is None:
         return {name: caption + beside for name, caption in captions.items()}
