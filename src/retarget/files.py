@@ -156,8 +156,12 @@ def make_directory(path: Path) -> None:
         raise cannot_write(path, error) from error
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, shown: Path | None = None) -> None:
     """Check that files can be created in this folder, or, if there is none, in the nearest one above.
+
+    Args:
+        folder: the folder.
+        shown: the path that is to be written, for the message; the folder by default.
 
     Raises:
         UserError: they cannot.
@@ -167,7 +171,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=place, prefix=".retarget-"):
             pass
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise cannot_write(shown or folder, error) from error
 
 
 def write_json(path: Path, value: Any) -> None:

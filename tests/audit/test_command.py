@@ -353,7 +353,7 @@ def test_an_earlier_audit_s_evidence_does_not_stand_beside_a_new_report(pipeline
         foreign.write_text("the user's")
         (out / "after-1").mkdir(exist_ok=True)
         for name in ("audit.json", "trigger.safetensors"):
-            (out / "after-1" / name).write_text("{}")
+            (out / "after-1" / name).write_text('{"tool": "retarget 0.1"}')
     silent = tmp_path / "silent"
     shutil.copytree(pipeline, silent)
     save_file({name: 0 * one for name, one in load_file(silent / WEIGHTS).items()}, silent / WEIGHTS)

@@ -137,7 +137,7 @@ def check_new(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "is not empty" if out.is_dir() else "is a file"
         raise UserError(f"{out} {what}: give a new folder for the cleaned pipeline")
-    check_writable(out.absolute().parent)
+    check_writable(out.absolute().parent, out)
 
 
 def passed(after: Outcome) -> bool:
