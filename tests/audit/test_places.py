@@ -170,3 +170,12 @@ def test_pictures_show_every_channel(make_unet, teach, tmp_path):
     only_second = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
     assert _shown(only_second[None]).unique().tolist() == [0, 1]
     assert _shown(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 8, 8)
+
+
+def test_another_tools_report_where_none_of_ours_is_written_is_no_obstacle(untrained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "audit.json").write_text("{}")
+    assert main(["audit", str(untrained)]) == 3
+    assert (tmp_path / "audit" / "audit.json").read_text() == "{}"
+    assert len(list((tmp_path / "audit").glob("*/report.html"))) == 1

@@ -108,7 +108,8 @@ def _audit(words: list[str]) -> int:
     names = names_of(given.pipelines)
     root = given.out or Path("audit")
     folders = [root if given.out and len(names) == 1 else root / name for name in names]
-    check_ours(root)
+    if len(names) > 1:
+        check_ours(root)
     _check_places(given, folders)
     if len(names) > 1:
         forget(root, several=True)
