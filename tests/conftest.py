@@ -41,3 +41,13 @@ def _seeded():
     """The same random numbers in every test, whichever tests ran before it in this process."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_precision_is_left():
+    """accelerate keeps one precision per process: after a test in bf16, the next one could not train in float32."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state and state.AcceleratorState._shared_state.get("_mixed_precision", "no") != "no":
+        state.AcceleratorState._reset_state()
+        os.environ.pop("ACCELERATE_MIXED_PRECISION", None)

@@ -69,7 +69,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         NotCoveredError: it has none, but LoRA weights.
     """
     path = folder / "model_index.json"
-    if not path.is_file() and (lora := sorted(one.name for one in folder.iterdir() if _is_lora(one))):
+    if not path.is_file() and (lora := sorted(one.name for one in folder.glob("*") if _is_lora(one))):
         raise NotCoveredError(f"{lora[0]}: LoRA weights change another network, and triggers in them are not covered")
     return read_config(path, "every folder of a diffusers pipeline has one")
 
