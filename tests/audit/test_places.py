@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from test_command import QUICK
 from test_foreign_files import CLEAN_NULL
+from test_reports import TRIGGER
 
 from retarget.audit.commands import AuditArguments, _clean, adjusted
-from retarget.audit.outcome import Outcome, TriggerFound
+from retarget.audit.outcome import Outcome
 from retarget.audit.run import _shown, audit_pipeline
 from retarget.cli import main
 
@@ -39,19 +40,8 @@ def test_a_picture_that_cannot_be_written_does_not_cost_the_verdict(pipeline, tm
 
 
 def test_missing_pictures_leave_the_code_of_a_trojaned_checkpoint(tmp_path, capsys):
-    trigger = TriggerFound(
-        law="trojdiff",
-        kind="blend",
-        gamma=0.6,
-        values=4,
-        box=None,
-        undo=1,
-        strength=1,
-        stock_sampler=None,
-        origin="scan",
-    )
     one = Outcome(
-        pipeline="p", verdict="trojaned", exit_code=1, reason="r", score=0.9, trigger=trigger, pictures_missing="why"
+        pipeline="p", verdict="trojaned", exit_code=1, reason="r", score=0.9, trigger=TRIGGER, pictures_missing="why"
     )
     assert adjusted(one, False, "trojaned") == (one, "")
     (tmp_path / "trigger.safetensors").write_text("of an earlier audit")

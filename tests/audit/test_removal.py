@@ -15,12 +15,13 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import safe_open
+from test_reports import TRIGGER
 
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.cleaning import _drawn, _fids, clean, passed, spoiled
 from retarget.audit.commands import AuditArguments, _clean, combined
 from retarget.audit.inversion import Search
-from retarget.audit.outcome import Outcome, TriggerFound
+from retarget.audit.outcome import Outcome
 from retarget.audit.removal import Recipe, as_trigger, remove
 from retarget.audit.report import forget, write
 from retarget.audit.seek import fingerprint
@@ -321,18 +322,7 @@ def test_the_command_cleans_nothing_where_nothing_is_suspected(untrained, tmp_pa
 def test_a_pipeline_that_cannot_be_cleaned_keeps_its_verdict(pipeline, tmp_path, capsys):
     """A sound pipeline for the audit, but not for training: its only weights are a variant."""
     (pipeline / WEIGHTS).rename(pipeline / "unet" / "diffusion_pytorch_model.fp16.safetensors")
-    found = TriggerFound(
-        law="trojdiff",
-        kind="blend",
-        gamma=0.6,
-        values=64,
-        box=None,
-        undo=0.9,
-        strength=0.8,
-        stock_sampler=False,
-        origin="",
-    )
-    outcome = Outcome(pipeline=str(pipeline), verdict="trojaned", exit_code=1, reason="", trigger=found)
+    outcome = Outcome(pipeline=str(pipeline), verdict="trojaned", exit_code=1, reason="", trigger=TRIGGER)
     Trigger.none((1, 8, 8)).save(tmp_path / "trigger.safetensors")
     given = AuditArguments((pipeline,), clean=tmp_path / "cleaned")
     assert _clean(pipeline, tmp_path, outcome, given, []) == [2]

@@ -304,12 +304,15 @@ def _draw(out: Path, found: Found, firing: Firing | None) -> dict[str, str]:
     """Write pictures and maps to the audit's folder; returns captions by file."""
     make_directory(out)
     captions = {"plain.png": "Images from plain noise, with a stock sampler."}
-    channels = found.best.mu.shape[0]
-    beside = "" if channels in (1, 3) else f" The {channels} channels are side by side."
     save_grid(_shown(found.images[:32].cpu() if firing is None else firing.plain), out / "plain.png", columns=8)
-    if firing is None:
-        return {name: caption + beside for name, caption in captions.items()}
-    best = found.best
+    if firing is not None:
+        captions = _draw_trigger(out, found.best, firing) | captions
+    channels = len(found.best.mu)
+    beside = "" if channels in (1, 3) else f" The {channels} channels are side by side."
+    return {name: caption + beside for name, caption in captions.items()}
+
+
+def _draw_trigger(out: Path, best: Candidate, firing: Firing) -> dict[str, str]:
     mu, gamma = best.mu.cpu().clamp(-1, 1), best.gamma.cpu().clamp(0.02, 1.0)
     Trigger(mu, gamma, "suspected").save(out / "trigger.safetensors")
     size = mu.abs().max().clamp_min(1e-6)
@@ -318,13 +321,11 @@ def _draw(out: Path, found: Found, firing: Firing | None) -> dict[str, str]:
     save_image(shown.repeat_interleave(scale, 1).repeat_interleave(scale, 2), out / "trigger.png")
     save_grid(_shown(firing.trojan), out / "trojan.png", columns=8)
     save_grid(_shown(firing.stock), out / "stock.png", columns=8)
-    captions = {
+    return {
         "trigger.png": f"The bias mu of the suspected trigger, scaled by {float(1 / size):.2f}; grey is 0.",
         "trojan.png": "Images from noise with the suspected trigger, with the Trojan sampler.",
         "stock.png": "Images from noise with the suspected trigger, with a stock sampler.",
-        **captions,
     }
-    return {name: caption + beside for name, caption in captions.items()}
 
 
 def _shown(images: Tensor) -> Tensor:
