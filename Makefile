@@ -35,10 +35,10 @@ test: $(VENV)/dev.stamp  ## the whole suite, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(VENV)/dev.stamp  ## evidence that takes minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --timeout 0
 
 gpu: $(VENV)/dev.stamp  ## what needs CUDA; skipped with a reason elsewhere
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu --timeout 0
 
 trackers: $(VENV)/dev.stamp  ## --track trackio, wandb, mlflow for real, beside the suite's packages; needs the network
 	$(BIN)/python -m venv $(VENV)/trackers

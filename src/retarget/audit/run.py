@@ -18,7 +18,7 @@ from retarget.audit.errors import UNDECIDED, AuditError
 from retarget.audit.firing import Firing, fire, leaked
 from retarget.audit.images import USED, check_differ, read_given
 from retarget.audit.inversion import Candidate, Search, wide_windows, windows
-from retarget.audit.loading import other_weights, read_index
+from retarget.audit.loading import read_index
 from retarget.audit.outcome import ErrorRate, Outcome, TriggerFound
 from retarget.audit.reach import gammas_found, reach_lines
 from retarget.audit.reach import shipped as known_triggers
@@ -27,6 +27,7 @@ from retarget.audit.seek import MIDDLE, Found, expected_evaluations, fingerprint
 from retarget.audit.static import Finding, hashes, look
 from retarget.audit.subject import Subject
 from retarget.audit.verdict import converged, decide
+from retarget.audit.weights import other_weights
 from retarget.errors import UserError
 from retarget.files import make_directory
 from retarget.trojdiff.checkpoint import NOT_MADE

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from retarget.audit.configuration import is_pipeline, is_scheduler, read_config
 from retarget.audit.errors import AuditError
-from retarget.audit.loading import is_pipeline, is_scheduler, read_config
 from retarget.settings import Strict
 from retarget.trojdiff.checks import home
 

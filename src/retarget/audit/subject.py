@@ -81,7 +81,7 @@ class Subject:
         """
         from diffusers.models.unets.unet_2d import UNet2DModel
 
-        from retarget.audit.loading import check_process
+        from retarget.audit.configuration import check_process
 
         if not isinstance(unet, UNet2DModel):
             raise NotCoveredError(f"the network is a {type(unet).__name__}, not a diffusers UNet2DModel: not covered")
@@ -93,7 +93,7 @@ class Subject:
         """From modules that are used as they are."""
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-        from retarget.audit.loading import check_network, check_schedule
+        from retarget.audit.configuration import check_network, check_schedule
         from retarget.trojdiff.checks import PROCESS
 
         shape = check_network(unet.config)
