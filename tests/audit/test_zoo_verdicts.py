@@ -122,6 +122,20 @@ def test_told_reaches_the_detectors_and_is_said_in_the_tables(tmp_path):
     assert same == [False, False, True], "a stock sampler's attack has no trigger to tell of"
 
 
+def test_another_search_of_the_same_member_has_another_seed(tmp_path):
+    common = ['detectors=["elijah"]', "steps=2", "removals=0", f"zoo={tmp_path / 'zoo'}"]
+    words = ["study", "audit", "--preset", "demo", "--arms", "evaluation-plain", "--seeds", "0", "--no-progress"]
+    scores = []
+    for seed in (0, 3):
+        out = tmp_path / str(seed)
+        assert main([*words, "--set", *common, f"search_seed={seed}", "--out", str(out)]) == 0
+        scores.append(Results.load(out).run("default", "evaluation-plain", 0).metrics["score_elijah"])
+    (folder,) = (path.parent for path in (tmp_path / "zoo").rglob("model_index.json"))
+    settings = Settings(baselines="short")
+    assert scores == [detect("elijah", folder, settings, seed)[0].score for seed in (0, 3)]
+    assert scores[0] != scores[1]
+
+
 def test_told_needs_a_detector_that_can_be_told():
     with pytest.raises(UserError, match="told=true is for detectors from papers"):
         plan("small", {"told": True, "detectors": ["audit"]})

@@ -32,6 +32,9 @@ class Settings(Recipe):
     told: bool = Field(
         default=False, description="whether the others are told what their papers tell them: the trigger or the family"
     )
+    search_seed: int = Field(
+        default=0, ge=0, description="added to a member's number for the seed of a detector's noise: another search"
+    )
     refine: bool = Field(default=True, description="whether to run TERD's second stage")
     judge_epochs: int = Field(default=8, ge=1, description="epochs of the classifier that labels an attack's samples")
     samples: int = Field(default=64, ge=8, description="images for measuring an attack's success")

@@ -66,7 +66,8 @@ def run(run: Run) -> dict[str, float]:
         metrics |= {"attack": found.attack.value, "base_rate": found.base_rate.value, "leak": found.leak.value}
     maps: Trigger | None = None
     for name in settings.detectors:
-        one, seconds = detect(name, folder, settings, run.seed, supposed(member, run.seed) if settings.told else None)
+        told = supposed(member, run.seed) if settings.told else None
+        one, seconds = detect(name, folder, settings, run.seed + settings.search_seed, told)
         metrics |= {
             f"score_{name}": one.score, f"evaluations_{name}": float(one.evaluations), f"seconds_{name}": seconds
         }  # fmt: skip
@@ -93,7 +94,7 @@ def adaptive(run: Run, settings: Settings, member: Member, zoo: Path, listen: An
     for name, network, plain in (("attack", unet, False), ("base_rate", base, False), ("leak", unet, True)):
         metrics[name] = rate(network, schedule, first, judge, goal, settings.samples, plain).value
     started = time.perf_counter()
-    one = audited(Subject.from_modules(unet, schedule), run.seed)
+    one = audited(Subject.from_modules(unet, schedule), run.seed + settings.search_seed)
     metrics |= {"score_audit": one.score, "evaluations_audit": float(one.evaluations)}
     metrics |= {"seconds_audit": time.perf_counter() - started}
     metrics |= {f"{key}_audit": one.details[key] for key in EVIDENCE if key in one.details}
