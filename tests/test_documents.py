@@ -100,6 +100,27 @@ def test_the_clean_checkpoints_of_two_records_are_counted_together():
     assert f"at most {most:.1f} % of such models" in line
 
 
+def test_checkpoints_that_were_searched_twice_are_called_by_the_graver_verdict():
+    card = (ROOT / "src" / "retarget" / "audit" / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"The same checkpoints in \[audit-zoo-16\].*-again\].* trojaned \(%\): (.*)", card)
+    single = {}
+    for name in ("audit-zoo-16", "audit-zoo-16-again"):
+        notes = json.loads((ROOT / "results" / name / "analysis.json").read_text())["notes"]
+        single[name] = calls(next(one for one in notes if "calls trojaned" in one))
+    either = calls(line)
+    for sort, (found, count) in either.items():
+        each = [single[name][sort] for name in single]
+        assert {count} == {of for _, of in each}
+        assert max(one for one, _ in each) <= found <= min(count, sum(one for one, _ in each))
+
+
+def calls(text):
+    """The counts by kind of checkpoint in a sentence about shares."""
+    found = re.findall(r"(clean|strong attacks|weak attacks) (\d+)/(\d+)", text)
+    assert len(found) == 3
+    return {sort: (int(some), int(count)) for sort, some, count in found}
+
+
 def test_a_command_lists_the_records_that_are_older_than_a_change():
     shallow = subprocess.run(["git", "rev-parse", "--is-shallow-repository"], cwd=ROOT, capture_output=True, text=True)
     if shallow.stdout.strip() != "false":

@@ -12,8 +12,11 @@ from record_tables import metric_tables, unit_after
 from records import OVER_ITEMS, PAGES, ROOT, VOID, Record, record, settings
 
 from retarget.audit.calibration import false_positives
+from retarget.audit.studies.analysis import models_of
 from retarget.audit.studies.rates import share
+from retarget.audit.studies.verdicts import STRONG
 from retarget.files import read_json
+from retarget.study.record import Results
 
 ITEMS = (
     "*Over items*: every seed shows the same, so that the items of these runs decide, and not the spread over seeds."
@@ -84,7 +87,6 @@ def whole(name: str) -> str:
 def against_rivals(one: Record) -> list[str]:
     """For each condition with runs of POPE beside other trained arms, a table of POPE minus every one of them."""
     from retarget.pope.studies import rivals_analysis
-    from retarget.study.record import Results
 
     found = []
     for condition in one.summary["conditions"]:
@@ -116,11 +118,16 @@ def excerpt(name: str, document: Path) -> str:
 def called(listed: list[str], document: Path) -> str:
     """For each record of the audit, how many of its checkpoints it calls trojaned: what its notes say of it.
 
-    ``A+B`` stands for the clean checkpoints of two records of the zoo together, which one version of the rules judged.
+    ``A+B`` stands for the clean checkpoints of two records of the zoo together, which one version of the rules judged;
+    ``A|B`` for two records of the same checkpoints, searched with different seeds, and the graver of their verdicts.
     """
-    return "\n".join(
-        _clean_together(name.split("+"), document) if "+" in name else _called(name, document) for name in listed
-    )
+
+    def line(name: str) -> str:
+        if "+" in name:
+            return _clean_together(name.split("+"), document)
+        return _by_either(name.split("|"), document) if "|" in name else _called(name, document)
+
+    return "\n".join(map(line, listed))
 
 
 def _called(name: str, document: Path) -> str:
@@ -143,12 +150,32 @@ def _clean_together(listed: list[str], document: Path) -> str:
             f"{document}: a record of {'+'.join(listed)} does not say how many clean ones it calls trojaned"
         )
     alarms, count = (sum(int(each[0][place]) for each in counts) for place in (0, 1))
-    links = " and ".join(f"[{name}]({os.path.relpath(PAGES / f'{name}.md', document.parent)})" for name in listed)
     most = round(100 * false_positives(alarms, count), 1)
     return (
-        f"- The clean ones of {links} together: {share([True] * alarms + [False] * (count - alarms))}; one-sided, with "
-        f"95 % confidence, at most {most} % of such models."
+        f"- The clean ones of {_links(listed, document)} together: "
+        f"{share([True] * alarms + [False] * (count - alarms))}; one-sided, with 95 % confidence, at most {most} % of "
+        "such models."
     )
+
+
+def _by_either(listed: list[str], document: Path) -> str:
+    """How many of the same checkpoints, judged in several records, at least one of these calls trojaned."""
+    judged = [{(one.kind, one.number): one for one in models_of(Results.load(record(name).folder))} for name in listed]
+    if any(each.keys() != judged[0].keys() for each in judged):
+        raise SystemExit(f"{document}: the records {'|'.join(listed)} are not of the same checkpoints")
+    calls: dict[str, list[bool]] = {"clean": [], STRONG: [], "weak attacks": []}
+    for key, one in judged[0].items():
+        sort = STRONG if one.strong else "weak attacks" if one.trojaned else "clean"
+        calls[sort].append(any(each[key].verdict == "trojaned" for each in judged))
+    shares = ", ".join(f"{sort} {share(each)}" for sort, each in calls.items() if each)
+    return (
+        f"- The same checkpoints in {_links(listed, document)}, searched with different seeds: share that at least one "
+        f"search calls trojaned (%): {shares}."
+    )
+
+
+def _links(listed: list[str], document: Path) -> str:
+    return " and ".join(f"[{name}]({os.path.relpath(PAGES / f'{name}.md', document.parent)})" for name in listed)
 
 
 def _marks(one: Record) -> list[str]:

@@ -7,7 +7,7 @@ A generated block stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
 lines), ``map`` (the tree, file by file), ``found`` (README's table), ``abstracts`` (the seventeen claims), ``gains``
 (the numbers of results/map.svg), ``results`` (an index of all records), ``unfinished`` (settings without a complete
 record), ``results: NAME`` (the claims of one), or ``called: NAME NAME`` (how many the audit called trojaned;
-``NAME+NAME``: of the clean ones of both).
+``NAME+NAME``: of the clean ones of both; ``NAME|NAME``: at least once, of the same checkpoints).
 docs/results/ has one page per folder of results/; results/pages.toml gives its title and the metrics that it shows.
 Pictures are drawn again when documents are written; a check draws results/map.svg again, and only looks whether the
 others exist.
@@ -80,8 +80,8 @@ def _filled(text: str, path: Path) -> str:
     for name, write in blocks.items():
         text = _between(text, name, name, lambda _, write=write: write())
     text = _between(text, r"results: (?P<name>[\w-]+)", "results", lambda found: excerpt(found["name"], path))
-    text = _between(text, r"called: (?P<names>[\w+ -]+)", "called", lambda found: called(found["names"].split(), path))
-    odd = re.findall(r"<!-- (?:results: (?![\w-]+ -->)|called: (?![\w+ -]+ -->)).*", text)
+    text = _between(text, r"called: (?P<names>[\w+| -]+)", "called", lambda found: called(found["names"].split(), path))
+    odd = re.findall(r"<!-- (?:results: (?![\w-]+ -->)|called: (?![\w+| -]+ -->)).*", text)
     if odd:
         raise SystemExit(f"{path}: no record is named by {odd[0]}")
     return text

@@ -5,7 +5,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -18,6 +18,9 @@ from retarget.pope.prompts import Prompt
 from retarget.settings import Strict
 
 T = TypeVar("T")
+
+_LOOK_EVERY = 0.5
+"""Seconds after which a wait for a thread begins anew: a signal just before it began does not end it."""
 
 
 class Sampling(Strict):
@@ -228,6 +231,8 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         try:
             future = thread.submit(in_thread)
             ready.set()
+            while not wait([future], _LOOK_EVERY).done:
+                pass
             return future.result()
         except BaseException:
             interrupted.set()

@@ -26,7 +26,7 @@ GONE = 2.0
 def analyse(results: Results) -> Analysis:
     """Tables of rates, recovery, cost and removal; the notes give the main rates in a sentence each."""
     told = bool(results.plan.settings.get("told"))
-    models = [model for model in _models(results) if not (told and model.kind in STOCK)]
+    models = [model for model in models_of(results) if not (told and model.kind in STOCK)]
     judged = [model for model in models if model.which == "evaluation"]
     split = Split(
         [model for model in models if model.which == "calibration"],
@@ -48,7 +48,8 @@ def analyse(results: Results) -> Analysis:
     return Analysis(figures=[*tables, *_scores(split, names)], notes=_notes(split, names, results, told))
 
 
-def _models(results: Results) -> list[Model]:
+def models_of(results: Results) -> list[Model]:
+    """The members that a study of the zoo has judged, arm after arm."""
     found = []
     for arm in results.plan.arms:
         for seed in results.seeds:

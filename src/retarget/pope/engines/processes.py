@@ -96,9 +96,10 @@ class ProcessWorker:
 
     def kill(self) -> None:
         """End the process, whatever it is doing. A thread that waits for its answer then raises ``Died``."""
-        if self._process is not None:
+        process = self._process  # which another thread may end meanwhile
+        if process is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
 
     def end(self) -> None:
         """End the process while no thread waits for its answer."""
