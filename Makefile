@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= studies/demo
+ANY_LENGTH := --timeout 0 -o faulthandler_timeout=0
 # Some need other versions of the suite's packages (pillow, importlib-metadata), so they are in no extra.
 TRACKERS := 'trackio>=0.43' 'wandb>=0.31' 'mlflow-skinny>=3.17'
 
@@ -35,10 +36,10 @@ test: $(VENV)/dev.stamp  ## the whole suite, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(VENV)/dev.stamp  ## evidence that takes minutes
-	$(BIN)/python -m pytest -m slow --timeout 0
+	$(BIN)/python -m pytest -m slow $(ANY_LENGTH)
 
 gpu: $(VENV)/dev.stamp  ## what needs CUDA; skipped with a reason elsewhere
-	$(BIN)/python -m pytest -m gpu --timeout 0
+	$(BIN)/python -m pytest -m gpu $(ANY_LENGTH)
 
 trackers: $(VENV)/dev.stamp  ## --track trackio, wandb, mlflow for real, beside the suite's packages; needs the network
 	$(BIN)/python -m venv $(VENV)/trackers

@@ -1,5 +1,6 @@
 """Generated parts of documents agree with the recorded files and the docstrings."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from retarget.audit.calibration import false_positives
+from retarget.audit.studies.analysis import models_of
+from retarget.study.record import Results
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,22 +106,25 @@ def test_the_clean_checkpoints_of_two_records_are_counted_together():
 def test_checkpoints_that_were_searched_twice_are_called_by_the_graver_verdict():
     card = (ROOT / "src" / "retarget" / "audit" / "README.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"The same checkpoints in \[audit-zoo-16\].*-again\].* trojaned \(%\): (.*)", card)
-    single = {}
-    for name in ("audit-zoo-16", "audit-zoo-16-again"):
-        notes = json.loads((ROOT / "results" / name / "analysis.json").read_text())["notes"]
-        single[name] = calls(next(one for one in notes if "calls trojaned" in one))
-    either = calls(line)
-    for sort, (found, count) in either.items():
-        each = [single[name][sort] for name in single]
-        assert {count} == {of for _, of in each}
-        assert max(one for one, _ in each) <= found <= min(count, sum(one for one, _ in each))
+    records = [models_of(Results.load(ROOT / "results" / name)) for name in ("audit-zoo-16", "audit-zoo-16-again")]
+    for sort, belongs in (
+        ("clean", lambda model: not model.trojaned),
+        ("strong attacks", lambda model: model.strong),
+        ("weak attacks", lambda model: model.trojaned and not model.strong),
+    ):
+        called, every = (
+            {(one.kind, one.number) for models in records for one in models if belongs(one) and counts(one)}
+            for counts in (lambda model: model.verdict == "trojaned", lambda _: True)
+        )
+        assert f"{sort} {len(called)}/{len(every)}: " in line
 
 
-def calls(text):
-    """The counts by kind of checkpoint in a sentence about shares."""
-    found = re.findall(r"(clean|strong attacks|weak attacks) (\d+)/(\d+)", text)
-    assert len(found) == 3
-    return {sort: (int(some), int(count)) for sort, some, count in found}
+def test_records_of_other_checkpoints_are_not_counted_by_the_graver_verdict(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    record_pages = importlib.import_module("record_pages")
+    for wrong in ("audit-zoo-16|audit-zoo-16", "audit-zoo-6|audit-zoo-16", "audit-zoo-6|audit-zoo-7"):
+        with pytest.raises(SystemExit, match="must be records of the same checkpoints"):
+            record_pages.called([wrong], ROOT / "README.md")
 
 
 def test_a_command_lists_the_records_that_are_older_than_a_change():

@@ -160,11 +160,19 @@ def _clean_together(listed: list[str], document: Path) -> str:
 
 def _by_either(listed: list[str], document: Path) -> str:
     """How many of the same checkpoints, judged in several records, at least one of these calls trojaned."""
-    judged = [{(one.kind, one.number): one for one in models_of(Results.load(record(name).folder))} for name in listed]
-    if any(each.keys() != judged[0].keys() for each in judged):
-        raise SystemExit(f"{document}: the records {'|'.join(listed)} are not of the same checkpoints")
+    studies = [Results.load(record(name).folder) for name in listed]
+    same = [{**one.plan.settings, "search_seed": 0} for one in studies]
+    seeds = {one.plan.settings.get("search_seed", 0) for one in studies}
+    judged = [{(one.which, one.kind, one.number): one for one in models_of(each)} for each in studies]
+    if same != same[:1] * len(same) or len(seeds) < len(same) or any(one.keys() != judged[0].keys() for one in judged):
+        raise SystemExit(
+            f"{document}: called: {'|'.join(listed)} must be records of the same checkpoints whose settings differ in "
+            "search_seed, and in nothing else"
+        )
     calls: dict[str, list[bool]] = {"clean": [], STRONG: [], "weak attacks": []}
     for key, one in judged[0].items():
+        if one.which != "evaluation":
+            continue
         sort = STRONG if one.strong else "weak attacks" if one.trojaned else "clean"
         calls[sort].append(any(each[key].verdict == "trojaned" for each in judged))
     shares = ", ".join(f"{sort} {share(each)}" for sort, each in calls.items() if each)

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -226,11 +226,21 @@ def test_engines_that_answer_prompt_by_prompt_work_where_a_loop_runs_as_in_a_not
         asyncio.run(cell(ServerEngine("http://127.0.0.1:9/v1", "none", retries=0)))
 
 
+@contextmanager
+def one_processor():
+    """This thread, and those that it starts, on one processor."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 @pytest.mark.parametrize("processors", ["all", "one"])
 def test_an_interrupt_of_a_cell_ends_its_work(processors):
     """With one processor the signal often comes between the decision to wait and the wait, which it does not end."""
     ended = []
-    allowed = os.sched_getaffinity(0)
     former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     async def work():
@@ -246,13 +256,11 @@ def test_an_interrupt_of_a_cell_ends_its_work(processors):
     loop = asyncio.new_event_loop()  # asyncio.run would handle the signal itself; a notebook's kernel does not
     rounds = 1 if processors == "all" else 10
     try:
-        if processors == "one":
-            os.sched_setaffinity(0, {min(allowed)})
-        for _ in range(rounds):
-            with pytest.raises(KeyboardInterrupt):
-                loop.run_until_complete(cell())
+        with one_processor() if processors == "one" else nullcontext():
+            for _ in range(rounds):
+                with pytest.raises(KeyboardInterrupt):
+                    loop.run_until_complete(cell())
     finally:
-        os.sched_setaffinity(0, allowed)
         signal.signal(signal.SIGINT, former)
         loop.close()
     assert len(ended) == rounds

@@ -51,6 +51,12 @@ def read_config(path: Path, purpose: str) -> dict[str, Any]:
 
 
 def check_index(index: dict[str, Any]) -> None:
+    """Check a pipeline's components and its class.
+
+    Raises:
+        AuditError: it names no components.
+        NotCoveredError: it is latent, conditional or has other components than a network and a scheduler.
+    """
     parts = {name: value for name, value in index.items() if not name.startswith("_")}
     present = {name for name, value in parts.items() if value not in (None, [None, None], False)}
     if not present:

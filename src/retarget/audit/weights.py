@@ -77,7 +77,7 @@ def check_floats(folder: Path, variant: str | None) -> None:
 
 
 def other_weights(folder: Path, files: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Weights in a pipeline's folder that :func:`read_pipeline` does not read, as paths inside the folder.
+    """Weights in a pipeline's folder that are not the audited ones, as paths inside the folder.
 
     Those of the first kind can be loaded into the pipeline, or instead of its network, so nobody who has the folder
     knows the network by the audited weights alone.
@@ -93,7 +93,7 @@ def other_weights(folder: Path, files: Iterable[str]) -> tuple[dict[str, str], l
         the pipeline's own folder or the network's. And all other weights, which are in undeclared folders.
 
     Raises:
-        AuditError: as :func:`read_pipeline`.
+        AuditError: as :func:`retarget.audit.loading.read_pipeline`.
     """
     part = home(folder, "unet")
     sets = _sets(part)

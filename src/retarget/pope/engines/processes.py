@@ -49,7 +49,8 @@ class ProcessWorker:
     @property
     def pid(self) -> int | None:
         """Id of the process; None if it does not run."""
-        return self._process.pid if self._process and self._process.poll() is None else None
+        process = self._process  # which another thread may end meanwhile
+        return process.pid if process and process.poll() is None else None
 
     def start(self, over: Event) -> Opened | None:
         """See :meth:`.pool.Worker.start`."""
@@ -96,7 +97,7 @@ class ProcessWorker:
 
     def kill(self) -> None:
         """End the process, whatever it is doing. A thread that waits for its answer then raises ``Died``."""
-        process = self._process  # which another thread may end meanwhile
+        process = self._process
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
