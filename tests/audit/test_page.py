@@ -45,7 +45,8 @@ def test_statistics_have_plain_names(tmp_path):
         ("trojaned", TRIGGER, "do not deploy this checkpoint"),
         ("undecided", TRIGGER, "this is no all-clear: treat the checkpoint as trojaned until"),
         ("undecided", None, "this is no all-clear. If you use"),
-        ("nothing found", None, ""),
+        ("nothing found", None, "this holds only for the triggers that were searched for"),
+        ("not covered", None, ""),
         ("error", None, ""),
     ],
 )

@@ -79,6 +79,11 @@ def next_step(outcome: Outcome) -> str:
             "the pictures below, tell the publisher, and take a checkpoint from another source; or try to train the "
             "trigger out with --clean OUT, and read the audit of the result."
         )
+    if outcome.verdict == "nothing found":
+        return (
+            "this holds only for the triggers that were searched for, below, and a search can miss one of these. Before "
+            "you rely on the checkpoint, audit it again with another --seed: the graver of the two verdicts counts."
+        )
     if outcome.verdict != "undecided":
         return ""
     if outcome.converged is False:
