@@ -81,8 +81,8 @@ def next_step(outcome: Outcome) -> str:
         )
     if outcome.verdict == "nothing found":
         return (
-            "this holds only for the triggers that were searched for, below, and a search can miss one of these. Before "
-            "you rely on the checkpoint, audit it again with another --seed: the graver of the two verdicts counts."
+            "this holds only for the triggers that were searched for, below, and a search can miss one of these. "
+            "Before you rely on the checkpoint, audit it again with another --seed: the graver verdict counts."
         )
     if outcome.verdict != "undecided":
         return ""
