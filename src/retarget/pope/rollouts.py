@@ -5,9 +5,10 @@ import hashlib
 import json
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import Field
@@ -215,6 +216,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     begun: list[tuple[asyncio.AbstractEventLoop, Any]] = []
     ready, interrupted = threading.Event(), threading.Event()
+    ended: SimpleQueue[Future[T]] = SimpleQueue()  # an interrupt of its `get` leaves no lock behind, unlike a future's
 
     async def begin() -> T:
         begun.append((asyncio.get_running_loop(), asyncio.current_task()))
@@ -229,10 +231,12 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 
     with ThreadPoolExecutor(1) as thread:
         try:
-            future = thread.submit(in_thread)
+            thread.submit(in_thread).add_done_callback(ended.put)
             ready.set()
-            while not wait([future], _LOOK_EVERY).done:
-                pass
+            future = None
+            while future is None:
+                with suppress(Empty):
+                    future = ended.get(timeout=_LOOK_EVERY)
             return future.result()
         except BaseException:
             interrupted.set()
