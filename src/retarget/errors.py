@@ -47,6 +47,15 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
+def first_words(error: BaseException) -> str:
+    """The first words of an error's message; its type if it has none.
+
+    >>> first_words(ValueError("no\\n number")), first_words(KeyError())
+    ('no number', 'KeyError')
+    """
+    return " ".join(str(error).split()[:30]) or type(error).__name__
+
+
 def discard(stream: TextIO) -> None:
     """Throw away what a stream still holds, and whatever is written to it: Python would try again when it ends."""
     with suppress(OSError, ValueError):  # it has no file, or is closed

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from retarget.audit.errors import AuditError, NotCoveredError, first_words
+from retarget.audit.errors import AuditError, NotCoveredError
+from retarget.errors import first_words
 from retarget.trojdiff.checkpoint import NOT_MADE
 from retarget.trojdiff.checks import BETAS, with_betas
 

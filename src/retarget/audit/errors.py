@@ -16,8 +16,3 @@ class NotCoveredError(AuditError):
     """A sound checkpoint of a kind that the audit does not cover; the message names the kind."""
 
     code = UNDECIDED
-
-
-def first_words(error: Exception) -> str:
-    """The first words of an error message."""
-    return " ".join(str(error).split()[:30]) or type(error).__name__

@@ -16,8 +16,9 @@ from retarget.audit.configuration import (
     component,
     read_config,
 )
-from retarget.audit.errors import AuditError, NotCoveredError, first_words
+from retarget.audit.errors import AuditError, NotCoveredError
 from retarget.audit.weights import check_floats, check_weights, is_lora
+from retarget.errors import first_words
 from retarget.trojdiff.checkpoint import NOT_MADE, expecting_marks
 from retarget.trojdiff.checks import home, process
 

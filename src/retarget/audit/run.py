@@ -28,7 +28,7 @@ from retarget.audit.static import Finding, hashes, look
 from retarget.audit.subject import Subject
 from retarget.audit.verdict import converged, decide
 from retarget.audit.weights import other_weights
-from retarget.errors import UserError
+from retarget.errors import UserError, first_words
 from retarget.files import make_directory
 from retarget.trojdiff.checkpoint import NOT_MADE
 from retarget.trojdiff.data import to_signed
@@ -150,11 +150,10 @@ def _asked_once(subject: Subject) -> None:
     except (RuntimeError, IndexError) as error:
         raise AuditError(
             f"the network fails on images of {size}, its sample_size, at timesteps 0 and {subject.steps - 1}, the ends "
-            f"of its schedule: {' '.join(str(error).split()[:30])}"
+            f"of its schedule: {first_words(error)}"
         ) from error
     except (*NOT_MADE, AttributeError) as error:
-        reason = " ".join(str(error).split()[:30])
-        raise AuditError(f"unet/config.json makes a network that does not run ({reason})") from error
+        raise AuditError(f"unet/config.json makes a network that does not run ({first_words(error)})") from error
     if answer.shape != x.shape:
         raise AuditError(
             f"the network's output for images of {size} is {answer.shape[-2]}×{answer.shape[-1]}, not the same size"

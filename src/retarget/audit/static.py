@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from retarget.audit.configuration import is_pipeline, is_scheduler, read_config
 from retarget.audit.errors import AuditError
+from retarget.errors import first_words
 from retarget.settings import Strict
 from retarget.trojdiff.checks import home
 
@@ -217,6 +218,6 @@ def _signature(folder: Path, key: Path | None) -> Finding:
         config.verify(folder, folder / present[0])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, forged) as error:
         # Not only of a forged signature: of a damaged one, too.
-        reason = " ".join(str(error).split()[:30]) or type(error).__name__
+        reason = first_words(error)
         return say("warning", f"the signature {present[0]} is invalid for {key}: {reason}")
     return say("note", f"the signature {present[0]} is valid for {key}")

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from retarget.audit.configuration import read_config
-from retarget.audit.errors import AuditError, NotCoveredError, first_words
+from retarget.audit.errors import AuditError, NotCoveredError
+from retarget.errors import first_words
 from retarget.trojdiff.checks import home
 
 _STEM = "diffusion_pytorch_model"

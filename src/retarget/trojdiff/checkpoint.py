@@ -23,7 +23,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
-from retarget.errors import UserError
+from retarget.errors import UserError, first_words
 from retarget.files import in_order, replace_folder
 from retarget.trojdiff.checks import check_index, check_process, check_trainable, home, process
 from retarget.trojdiff.marks import ATTACKS, Trojan, model_card, trigger_name
@@ -189,7 +189,7 @@ def _read_network(source: Path) -> UNet2DModel:
     except UserError:
         raise
     except (*NOT_MADE, AttributeError) as error:
-        reason = " ".join(str(error).split()[:30])
+        reason = first_words(error)
         raise UserError(
             f"{source}: unet/config.json makes no network, or one that its weights do not fit ({reason})"
         ) from error
@@ -240,7 +240,7 @@ def _check_runs(unet: UNet2DModel, steps: int, source: str | Path) -> None:
         with torch.no_grad():
             unet(torch.zeros(2, *network_shape(unet)), torch.tensor([0, steps - 1]))
     except (*NOT_MADE, AttributeError, IndexError) as error:
-        reason = " ".join(str(error).split()[:30])
+        reason = first_words(error)
         raise UserError(f"{source}: unet/config.json makes a network that does not run ({reason})") from error
 
 
